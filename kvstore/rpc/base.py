@@ -1,0 +1,117 @@
+"""The RPC seam: what services see of a gRPC front, so that one front can take another's place.
+
+Hot services (KV, Watch, peers) work on bytes and on lists: all unary requests of one method that a tick
+of the loop brought arrive as one list of `Call`s, and a `Call` is answered at any later time by a plain
+method call, so no request needs an asyncio task of its own. All other services are written once against
+the surface of the code that grpcio-tools generates (`async def Status(self, request, context)`).
+
+Identity (de)serialisers are used for hot methods: `Call.request` is what came off the wire.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from kvstore.errors import KvError
+
+
+class Call(ABC):
+    """One unary request in flight. Exactly one of `reply` and `fail` has an effect, and only the first."""
+
+    request: bytes
+
+    @property
+    @abstractmethod
+    def metadata(self) -> Mapping[str, str | bytes]:
+        """What the client sent beside the message; keys in lower case."""
+
+    @property
+    @abstractmethod
+    def peer(self) -> str: ...
+
+    @property
+    @abstractmethod
+    def time_remaining(self) -> float | None:
+        """Seconds until the client's deadline; None without one."""
+
+    @property
+    @abstractmethod
+    def cancelled(self) -> bool:
+        """The client is gone: an answer would reach nobody."""
+
+    @abstractmethod
+    def reply(self, response: bytes) -> None: ...
+
+    @abstractmethod
+    def fail(self, error: KvError) -> None: ...
+
+
+CallHandler = Callable[[list[Call]], None]
+
+
+class Stream(ABC):
+    """One bidirectional stream of messages, as a service sees it."""
+
+    @property
+    @abstractmethod
+    def metadata(self) -> Mapping[str, str | bytes]: ...
+
+    @property
+    @abstractmethod
+    def peer(self) -> str: ...
+
+    @property
+    @abstractmethod
+    def queued_bytes(self) -> int:
+        """Given to `send` and not yet taken by the transport: the measure of a slow reader."""
+
+    @abstractmethod
+    def send(self, messages: list[bytes]) -> None:
+        """Queue messages in order. Never blocks; the caller watches `queued_bytes`."""
+
+    @abstractmethod
+    def close(self, error: KvError | None = None) -> None:
+        """End the stream after what is queued; with an error, its status is the error's."""
+
+
+class StreamHandler(Protocol):
+    """What a service makes for each stream."""
+
+    def received(self, messages: list[bytes]) -> None:
+        """Messages that one read brought, in order."""
+
+    def drained(self) -> None:
+        """`queued_bytes` has come down to 0 after it was above."""
+
+    def half_closed(self) -> None:
+        """The client will send no more; it may still read."""
+
+    def closed(self) -> None:
+        """The stream is gone, whatever the reason. Nothing is called after this."""
+
+
+StreamHandlerFactory = Callable[[Stream], StreamHandler]
+
+
+class RpcServer(ABC):
+    """A gRPC server of some front. Handlers are added before `start`."""
+
+    @abstractmethod
+    def add_calls(self, method: str, handler: CallHandler) -> None:
+        """Serve a hot unary method, named by its full path: "/etcdserverpb.KV/Put"."""
+
+    @abstractmethod
+    def add_stream(self, method: str, factory: StreamHandlerFactory) -> None:
+        """Serve a hot bidirectional method."""
+
+    @abstractmethod
+    def add_servicer(self, add_to_server: Callable[[Any, Any], None], servicer: object) -> None:
+        """Serve generated code: `add_servicer(rpc_pb2_grpc.add_ClusterServicer_to_server, servicer)`."""
+
+    @abstractmethod
+    async def start(self, urls: list[str]) -> list[str]:
+        """Listen on http:// URLs. Returns them with their real ports. Raises OSError when one is taken."""
+
+    @abstractmethod
+    async def stop(self, grace: float) -> None:
+        """Take no new calls, give those under way `grace` seconds, end."""

@@ -1,0 +1,1 @@
+"""Raft, as a library: replicates bytes, knows no keys."""

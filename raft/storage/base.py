@@ -1,0 +1,59 @@
+"""LogStorage: where a node keeps its log, term and vote.
+
+The driver calls `save` once per Ready: one write, at most one fsync. What `save` was given counts as
+stored only when it has returned, and then for ever. Every error of it is final: the process must
+stop, since after a failed fsync nobody knows what the disk holds (RELIABILITY.md 1c).
+
+`save` may run in a thread while the loop reads. The loop then reads only what earlier saves stored
+and this one does not replace; the core keeps everything newer in memory until `save` has returned.
+"""
+
+from abc import abstractmethod
+from dataclasses import dataclass
+
+from raft.core.ports import LogReader
+from raft.types import Configuration, Entry, HardState, Index, Term
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What a restarting node finds."""
+
+    hard_state: HardState
+    configuration: Configuration  # as of first_index - 1; CONFIGURATION entries after it change it
+
+
+class LogStorage(LogReader):
+    """A LogReader that can be written. Implementations share tests/raft/test_storage.py."""
+
+    @abstractmethod
+    def load(self) -> Loaded:
+        """Open, repair a torn tail and return what is stored. Called once, before all else.
+
+        Raises Corrupt, UnknownFormat, InUse.
+        """
+
+    @abstractmethod
+    def save(self, hard_state: HardState | None, entries: list[Entry], must_sync: bool) -> None:
+        """Append `entries`, cutting off first whatever lies at or after entries[0].index, and `hard_state`.
+
+        With must_sync, both are on the disk when this returns. Raises StorageError or OSError: both final.
+        """
+
+    @abstractmethod
+    def reset(self, index: Index, term: Term, configuration: Configuration) -> None:
+        """Forget the whole log; it now starts after index@term. Used to bootstrap (0@0) and by snapshots. Durable."""
+
+    @abstractmethod
+    def compact(self, index: Index, configuration: Configuration) -> None:
+        """Entries up to `index` are no longer needed; `configuration` is the one in force at `index`.
+
+        May keep more than asked for. A no-op when index < first_index.
+        """
+
+    @abstractmethod
+    def bytes_stored(self) -> int:
+        """What the log takes on disk, in bytes."""
+
+    @abstractmethod
+    def close(self) -> None: ...

@@ -1,0 +1,135 @@
+"""The plain values that cross the boundary between the core, the log and the driver.
+
+A position in the log is written `index@term` in traces and tests. Index 0 is the empty log's end; the
+first entry has index 1. No value here holds a socket, a future, a logger or a clock.
+"""
+
+from enum import IntEnum
+from typing import Final, TypeAlias, final
+
+NodeId: TypeAlias = int  # 64 bits, never 0
+Term: TypeAlias = int
+Index: TypeAlias = int
+
+NO_NODE: Final = 0  # "no vote", "no leader"
+INDEX_MAX: Final = 2**63 - 1
+
+
+class Role(IntEnum):
+    """What a node is in its term (thesis 3.3); pre-candidate is thesis 9.6."""
+
+    FOLLOWER = 0
+    PRE_CANDIDATE = 1
+    CANDIDATE = 2
+    LEADER = 3
+
+
+class EntryKind(IntEnum):
+    """What an entry's data means: bytes of the state machine, nothing, or a Configuration."""
+
+    COMMAND = 0
+    NOOP = 1
+    CONFIGURATION = 2
+
+
+@final
+class Entry:
+    """One position of the replicated log. Never changed once made; shared by log, wire and apply."""
+
+    __slots__ = ("data", "index", "kind", "term")
+
+    def __init__(self, index: Index, term: Term, data: bytes, kind: EntryKind = EntryKind.COMMAND) -> None:
+        self.index = index
+        self.term = term
+        self.data = data
+        self.kind = kind
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Entry)
+            and self.index == other.index
+            and self.term == other.term
+            and self.kind == other.kind
+            and self.data == other.data
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.index, self.term))
+
+    def __repr__(self) -> str:
+        return f"Entry({self.index}@{self.term} {self.kind.name} {len(self.data)}B)"
+
+
+@final
+class HardState:
+    """What must survive a crash besides the log (Figure 3.1, "persistent state")."""
+
+    __slots__ = ("commit", "term", "vote")
+
+    def __init__(self, term: Term, vote: NodeId, commit: Index) -> None:
+        self.term = term
+        self.vote = vote  # whom we voted for in this term, or NO_NODE
+        self.commit = commit  # a lower bound: it may be older than the truth, and needs no fsync of its own
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, HardState)
+            and self.term == other.term
+            and self.vote == other.vote
+            and self.commit == other.commit
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.term, self.vote, self.commit))
+
+    def __repr__(self) -> str:
+        return f"HardState(term={self.term} vote={self.vote:x} commit={self.commit})"
+
+
+@final
+class Configuration:
+    """Who takes part (thesis 4). `voters_outgoing` is not empty only while a change is under way (4.3)."""
+
+    __slots__ = ("learners", "voters", "voters_outgoing")
+
+    def __init__(
+        self,
+        voters: tuple[NodeId, ...],
+        learners: tuple[NodeId, ...] = (),
+        voters_outgoing: tuple[NodeId, ...] = (),
+    ) -> None:
+        self.voters = tuple(sorted(voters))
+        self.learners = tuple(sorted(learners))
+        self.voters_outgoing = tuple(sorted(voters_outgoing))
+
+    def members(self) -> tuple[NodeId, ...]:
+        """Everyone who receives entries, in id order."""
+        return tuple(sorted({*self.voters, *self.learners, *self.voters_outgoing}))
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Configuration)
+            and self.voters == other.voters
+            and self.learners == other.learners
+            and self.voters_outgoing == other.voters_outgoing
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.voters, self.learners, self.voters_outgoing))
+
+    def __repr__(self) -> str:
+        return f"Configuration(voters={self.voters} learners={self.learners} outgoing={self.voters_outgoing})"
+
+
+@final
+class ReadState:
+    """A read round that a quorum has confirmed: reads of `context` may run once `index` is applied."""
+
+    __slots__ = ("context", "index")
+
+    def __init__(self, context: int, index: Index) -> None:
+        self.context = context
+        self.index = index
+
+    def __repr__(self) -> str:
+        return f"ReadState({self.context} at {self.index})"
