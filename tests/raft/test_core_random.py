@@ -1,0 +1,182 @@
+"""Random histories of an in-memory cluster, with every invariant checked after every step.
+
+One seed draws the cluster, its settings, which faults there are and how often. First everything may
+go wrong; then all nodes come up, the network heals, and the cluster must make progress. What a crash
+loses is exactly what was not saved.
+
+    python -m tests.raft.test_core_random 48213      replay one seed
+"""
+
+import sys
+
+import pytest
+
+from raft.config import Config
+from raft.errors import ProposalDropped
+from raft.testing.cluster import Cluster, SeededRng
+from raft.types import Configuration, Index, NodeId
+
+STEPS = 900
+SEEDS = 400
+SEEDS_PER_TEST = 50
+
+
+class World:
+    def __init__(self, seed: int) -> None:
+        self.rng = rng = SeededRng(seed)
+        size = (1, 2, 3, 3, 3, 4, 5)[rng.below(7)]
+        learners = (size + 1,) if rng.chance(25) else ()
+        outgoing = (1, 2, 3) if size == 5 and rng.chance(30) else ()
+        voters = tuple(range(3, 6)) if outgoing else tuple(range(1, size + 1))
+        config = Config(
+            node_id=1,
+            election_ticks=(4, 10)[rng.below(2)],
+            pre_vote=rng.chance(70),
+            check_quorum=rng.chance(70),
+            append_bytes_max=(1, 8, 1 << 20)[rng.below(3)],
+            inflight_appends_max=(1, 2, 256)[rng.below(3)],
+            inflight_bytes_max=(4, 1 << 20)[rng.below(2)],
+            uncommitted_bytes_max=(64, 1 << 20)[rng.below(2)],
+            apply_bytes_max=(1, 1 << 20)[rng.below(2)],
+        )
+        self.cluster = Cluster(
+            configuration=Configuration(voters, learners, outgoing), config=config, seed=rng.below(2**62)
+        )
+        # Each kind of fault is absent in half of the worlds, and its rate is drawn over orders of magnitude:
+        # frequent ones would hide the rare ones.
+        rates = {"lose": 32, "repeat": 32, "late": 64, "stop": 64, "crash": 8, "cut": 8, "pass": 4, "elect": 8}
+        self.percent = {fault: (most >> rng.below(4)) * rng.below(2) for fault, most in rates.items()}
+        self.percent["elect"] += 1
+        self.proposed = 0
+        self.asked: dict[tuple[NodeId, int], Index] = {}  # (node, context) -> what had been committed when it was asked
+        self.answered = 0
+
+    def run(self) -> None:
+        for _ in range(STEPS):
+            self.act()
+        self.recover()
+
+    def act(self) -> None:
+        rng, cluster, percent = self.rng, self.cluster, self.percent
+        nodes = list(cluster.members)
+        node_id = nodes[rng.below(len(nodes))]
+        member = cluster.members[node_id]
+        if member.raw is None:
+            if rng.chance(25):
+                cluster.restart(node_id)
+        elif rng.chance(percent["crash"]):
+            cluster.crash(node_id)
+            self.asked = {key: index for key, index in self.asked.items() if key[0] != node_id}
+        elif rng.chance(percent["pass"]):
+            cluster.transfer(node_id, nodes[rng.below(len(nodes))])
+        elif member.in_flight is not None:
+            if not rng.chance(percent["stop"]):
+                cluster.save(node_id)
+        elif rng.chance(percent["elect"]):
+            cluster.tick(node_id, 2 * member.config.election_ticks)
+        elif rng.chance(12):
+            cluster.tick(node_id)
+        elif rng.chance(20):
+            self.request(node_id)
+        else:
+            cluster.begin(node_id)
+        self.collect_reads(node_id)
+        if rng.chance(percent["cut"]):
+            self.cut(nodes)
+        self.deliver()
+        if rng.chance(1) and cluster.members[node_id].raw is not None:
+            cluster.compact(node_id)
+
+    def cut(self, nodes: list[NodeId]) -> None:
+        rng, cluster = self.rng, self.cluster
+        if cluster.cut and rng.chance(60):
+            cluster.heal()
+        elif rng.chance(50):
+            cluster.partition([n for n in nodes if rng.chance(60)])
+        else:  # one way only
+            cluster.cut.add((nodes[rng.below(len(nodes))], nodes[rng.below(len(nodes))]))
+
+    def deliver(self) -> None:
+        """A few messages arrive, some overtaken by later ones, some lost, some twice."""
+        rng, cluster, percent = self.rng, self.cluster, self.percent
+        for _ in range(1 + rng.below(3)):
+            if not cluster.network:
+                return
+            position = rng.below(len(cluster.network)) if rng.chance(percent["late"]) else 0
+            if rng.chance(percent["lose"]):
+                cluster.network.pop(position)
+            elif rng.chance(percent["repeat"]):
+                cluster.step(cluster.network[position])
+            else:
+                cluster.deliver(position)
+        if len(cluster.network) > 200:
+            del cluster.network[rng.below(200)]
+
+    def request(self, node_id: NodeId) -> None:
+        cluster = self.cluster
+        if self.rng.chance(50):
+            try:
+                cluster.propose(node_id, [b"%06d" % (self.proposed + n) for n in range(1 + self.rng.below(3))])
+                self.proposed += 3
+            except ProposalDropped:
+                return
+        else:
+            context = cluster.read(node_id)
+            if context is not None:
+                # A later reader who shares the context asks for more.
+                self.asked[node_id, context] = cluster.checker.commit_index
+
+    def collect_reads(self, node_id: NodeId) -> None:
+        reads = self.cluster.members[node_id].reads
+        for context, index in reads.items():
+            needed = self.asked.pop((node_id, context), None)
+            if needed is not None:
+                self.answered += 1
+                assert index >= needed, f"stale read on n{node_id}: {index}, {needed} was committed when it was asked"
+        reads.clear()
+
+    def recover(self) -> None:
+        """No more faults: a leader, progress, equal states, answered reads."""
+        cluster = self.cluster
+        cluster.heal()
+        for node_id, member in cluster.members.items():
+            if member.raw is None:
+                cluster.restart(node_id)
+        cluster.settle()
+        for _ in range(300):
+            cluster.advance(1)
+            if cluster.leader() and cluster.node(cluster.leader()).raft.transfer_target == 0:
+                break
+        leader = cluster.leader()
+        assert leader, "no leader although all are up"
+        cluster.propose(leader, [b"last"])
+        cluster.advance(30)
+        states = [cluster.state(node_id) for node_id in cluster.members]
+        assert states[0][-1:] == [b"last"], "the last proposal was not applied"
+        assert all(state == states[0] for state in states), "the nodes applied different states"
+        commit_index = cluster.node(leader).commit_index
+        for node_id, member in cluster.members.items():
+            context = cluster.read(node_id)
+            assert context is not None
+            cluster.settle()
+            assert member.reads[context] == commit_index
+
+
+@pytest.mark.parametrize("first", range(0, SEEDS, SEEDS_PER_TEST))
+def test_random_histories_keep_every_invariant(first: int) -> None:
+    answered = committed = 0
+    for seed in range(first, first + SEEDS_PER_TEST):
+        world = World(seed)
+        try:
+            world.run()
+        except AssertionError:
+            print(f"repro: python -m tests.raft.test_core_random {seed}")
+            raise
+        answered += world.answered
+        committed += world.cluster.checker.commit_index
+    assert answered > 10 * SEEDS_PER_TEST, "hardly any read was answered: the histories show nothing"
+    assert committed > 10 * SEEDS_PER_TEST, "hardly anything was committed: the histories show nothing"
+
+
+if __name__ == "__main__":
+    World(int(sys.argv[1])).run()
