@@ -11,6 +11,7 @@
         +-- Corrupt          damage where no crash can explain it
         +-- UnknownFormat    written by a version that this one does not know
         +-- InUse            another process has the directory open
+    +-- MalformedMessage     bytes from a peer that no correct peer sends: the stream is cut
     +-- PeerRefused          a peer says that we may not take part (wrong cluster, lost disk)
 
 Anything else that leaves the core is a bug, and the process dies of it.
@@ -58,6 +59,10 @@ class UnknownFormat(StorageError):
 
 
 class InUse(StorageError):
+    pass
+
+
+class MalformedMessage(RaftError):
     pass
 
 

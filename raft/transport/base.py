@@ -30,3 +30,11 @@ class Transport(ABC):
 
     @abstractmethod
     async def stop(self) -> None: ...
+
+
+def by_peer(messages: list[Message]) -> dict[NodeId, list[Message]]:
+    """The messages of one send, by the peer that each is for, in order."""
+    frames: dict[NodeId, list[Message]] = {}
+    for message in messages:
+        frames.setdefault(message.to, []).append(message)
+    return frames

@@ -1,0 +1,463 @@
+"""Node: the asyncio driver, and the only loop around a RawNode.
+
+One turn of the loop:
+
+    feed    messages that came in -> ticks that are due -> one batch of proposals -> one read round
+    handle  send Ready.messages -> answer confirmed reads -> save (one write, one fsync) ->
+            RawNode.saved -> send messages_after_save -> committed entries to the apply task
+
+One Ready is in flight at a time: whatever arrives during the fsync becomes the next batch. Messages
+that promise nothing about our disk leave before it, so that the followers' fsyncs run beside ours
+(thesis 10.2.1). RawNode is touched by this task only.
+
+Stalls. While a save hangs nothing is fed, so no heartbeat leaves: a leader whose disk hangs loses its
+followers, as it should. The same holds for a loop that stalls. Afterwards:
+
+- a follower steps the messages that waited before it ticks, and ticks once for the whole stall: what
+  its leader said meanwhile may still lie in a socket, and time in which we could not listen says
+  nothing about the leader;
+- a leader that was away for an election timeout or longer first lives through that time in ticks, before
+  it reads anything, so that CheckQuorum finds nobody and it steps down: its followers may have elected
+  another, and acknowledgements as old as the stall must not pass for a quorum of today.
+
+What ends a node: `stop()`, or an error of save or apply. After an error it sends, applies and answers
+nothing more, `wait_failed()` returns, and everybody who waits gets Stopped.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import ceil
+from typing import Final, Literal
+
+from raft.apply import CommittedQueue, StateMachine
+from raft.codec import size_of
+from raft.config import Config
+from raft.core.ports import Tracer
+from raft.core.raw_node import RawNode, Status
+from raft.errors import ConfigError, ProposalDropped, Stopped, TooManyProposals
+from raft.messages import Forward, Message
+from raft.proposals import ProposalQueue, ProposalSource
+from raft.ready import Ready
+from raft.runtime import Runtime
+from raft.storage.base import Loaded, LogStorage
+from raft.transport.base import Transport
+from raft.types import NO_NODE, Configuration, HardState, Index, NodeId, Role, Term
+from raft.waiters import AppliedWaiters, ReadWaiters
+
+__all__ = ["Node", "NodeConfig", "ProposalQueue", "ProposalSource", "StateMachine", "Status"]
+
+logger = logging.getLogger("raft.node")
+
+READ_RETRY_HEARTBEATS: Final = 5  # a read round unanswered for so long is asked again ...
+READ_RETRY_SECONDS: Final = 0.1  # ... but not more often than this
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeConfig:
+    """Settings of the driver, around those of the core."""
+
+    core: Config
+    tick_seconds: float = 0.1
+    initial_election_tick_advance: bool = True  # a starting node waits for one heartbeat, not for a whole timeout
+    sync: Literal["inline", "thread"] = "inline"  # inline is faster below 0.5 ms an fsync, thread keeps the loop free
+    proposal_bytes_max: int = 512 * 1024  # taken in one turn: the size of one entry, or of several
+    inbox_bytes_max: int = 64 * 1024 * 1024  # received and not yet stepped; the rest is dropped, raft resends
+
+    def __post_init__(self) -> None:
+        if self.tick_seconds <= 0:
+            raise ConfigError("tick_seconds must be positive")
+        if self.sync not in {"inline", "thread"}:
+            raise ConfigError(f"sync is inline or thread, not {self.sync}")
+        for name in ("proposal_bytes_max", "inbox_bytes_max"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be positive")
+
+
+class Node:
+    """One member. Made outside the loop, used on one loop."""
+
+    def __init__(
+        self,
+        config: NodeConfig,
+        storage: LogStorage,
+        state_machine: StateMachine,
+        transport: Transport,
+        *,
+        proposals: ProposalSource | None = None,
+        runtime: Runtime | None = None,
+        tracer: Tracer | None = None,
+        loaded: Loaded | None = None,
+    ) -> None:
+        """`loaded`: what storage.load() returned, when the caller has called it already (to bootstrap)."""
+        self.on_change: list[Callable[[Status], None]] = []  # called when role, term or leader have changed
+        self._config = config
+        self._storage = storage
+        self._state_machine = state_machine
+        self._transport = transport
+        self._proposals: ProposalSource = ProposalQueue() if proposals is None else proposals
+        self._runtime = Runtime() if runtime is None else runtime
+        self._tracer = tracer
+        self._loaded = loaded
+
+        self._raw: RawNode | None = None
+        self._configuration = Configuration(())
+        self._committed = CommittedQueue()
+        self._applied: Index = 0
+        self._unsaved: HardState | None = None  # a moved commit index: goes with the next fsync
+        self._inbox: list[Message] = []
+        self._inbox_bytes = 0
+        self._reads = ReadWaiters()
+        self._applied_waiters = AppliedWaiters()
+        self._transfers: list[NodeId] = []
+        self._compactions: list[tuple[Index, asyncio.Future[None]]] = []
+
+        self._tick_ns = int(config.tick_seconds * 1_000_000_000)
+        self._read_retry_ticks = max(
+            READ_RETRY_HEARTBEATS * config.core.heartbeat_ticks, ceil(READ_RETRY_SECONDS / config.tick_seconds)
+        )
+        self._ticks = 0  # ticks so far
+        self._ticked_ns = 0  # the clock at the last of them
+        self._fast_forward = config.initial_election_tick_advance
+        self._seen: tuple[Role, Term, NodeId] = (Role.FOLLOWER, 0, NO_NODE)  # what on_change was told last
+
+        self._woken = False
+        self._waiter: asyncio.Future[None] | None = None  # the driver sleeps on it
+        self._timer: asyncio.TimerHandle | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._stopping = False
+        self._ended: asyncio.Future[BaseException | None] | None = None  # the error, or None after stop()
+
+    # Life
+
+    async def start(self) -> None:
+        """Read the log, then take part. Raises StorageError, and OSError when an address is taken."""
+        assert self._raw is None, "a node starts once"
+        loop = asyncio.get_running_loop()
+        config = self._config
+        loaded = self._loaded
+        if loaded is None:
+            loaded = await self._runtime.run(self._storage.load)
+        self._configuration = loaded.configuration
+        self._applied = self._state_machine.applied_index
+        self._ended = loop.create_future()
+        self._raw = RawNode(config.core, self._storage, loaded, self._applied, self._runtime.rng, self._tracer)
+        await self._transport.start(self._receive)
+        self._ticked_ns = self._runtime.clock()
+        self._tasks = [loop.create_task(self._drive()), loop.create_task(self._apply())]
+        self._on_timer()
+
+    async def stop(self) -> None:
+        """Finish the turn and the apply under way, then stop the transport and close the storage. Idempotent."""
+        if self._raw is None:
+            return
+        self._end(None)
+        tasks, self._tasks = self._tasks, []
+        if not tasks:
+            return
+        await asyncio.gather(*tasks)
+        if self._unsaved is not None and self._ended is not None and self._ended.result() is None:
+            self._storage.save(self._unsaved, [], False)
+        self._storage.close()
+        self._runtime.close()
+
+    async def wait_failed(self) -> BaseException:
+        """The error that ended this node: the process must exit. Raises Stopped after a plain stop()."""
+        assert self._ended is not None, "not started"
+        error = await asyncio.shield(self._ended)
+        if error is None:
+            raise Stopped("the node was stopped")
+        return error
+
+    def _end(self, error: BaseException | None) -> None:
+        """From here on nothing is sent, applied or answered."""
+        assert self._ended is not None
+        if not self._ended.done():
+            self._ended.set_result(error)
+        self._stopping = True
+        if self._timer is not None:
+            self._timer.cancel()
+        stopped = Stopped("the node was stopped" if error is None else f"the node died: {error}")
+        self._reads.fail(stopped)
+        self._applied_waiters.fail(stopped)
+        compactions, self._compactions = self._compactions, []
+        for _, future in compactions:
+            if not future.done():
+                future.set_exception(stopped)
+        self._committed.close()
+        self.wake()
+
+    def _running(self) -> RawNode:
+        if self._raw is None or self._stopping:
+            raise Stopped("the node does not run")
+        return self._raw
+
+    # What users of the node call
+
+    def wake(self) -> None:
+        """Something waits in the ProposalSource."""
+        self._woken = True
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def propose(self, data: bytes) -> None:
+        """Queue one command in the default queue; the state machine shows whether it was committed.
+
+        Raises Stopped, TooManyProposals.
+        """
+        self._running()
+        assert isinstance(self._proposals, ProposalQueue), "proposals come from the source that was given"
+        if not self._proposals.put(data):
+            raise TooManyProposals("the queue is full")
+        self.wake()
+
+    async def read_index(self) -> Index:
+        """An index that holds everything committed before this call (thesis 6.4): once it is applied here, a
+        read of the local state is linearizable.
+
+        Waits for as long as no quorum answers: the caller brings the timeout. Raises Stopped.
+        """
+        self._running()
+        self.wake()
+        return await self._reads.wait()
+
+    async def wait_applied(self, index: Index) -> None:
+        """Until the state machine has applied `index`. Raises Stopped."""
+        self._running()
+        if index > self._applied:
+            await self._applied_waiters.wait(index)
+
+    async def transfer_leadership(self, to: NodeId = NO_NODE) -> bool:
+        """Hand over (thesis 3.10) to `to`, or to the most up to date voter. True once another node leads.
+
+        False when this node does not lead, or when nobody took over within an election timeout.
+        """
+        raw = self._running()
+        if raw.role is not Role.LEADER:
+            return False
+        changed = asyncio.Event()
+        listener = _Listener(self._config.core.node_id, changed)
+        self.on_change.append(listener)
+        self._transfers.append(to)
+        self.wake()
+        try:
+            async with asyncio.timeout(self._config.core.election_ticks * self._config.tick_seconds):
+                await changed.wait()
+        except TimeoutError:
+            return False
+        finally:
+            self.on_change.remove(listener)
+        return True
+
+    async def compact(self, index: Index) -> None:
+        """Forget the log up to `index`, as far as it is applied here and on the disk of every member.
+
+        Between two turns, in a thread. Raises Stopped; an error of the storage ends the node.
+        """
+        self._running()
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._compactions.append((index, done))
+        self.wake()
+        await done
+
+    def status(self) -> Status:
+        """A snapshot of the core's state. Raises Stopped before start()."""
+        if self._raw is None:
+            raise Stopped("the node does not run")
+        return self._raw.status()
+
+    # The loop
+
+    async def _drive(self) -> None:
+        raw = self._running()
+        try:
+            while not self._stopping:
+                self._feed(raw)
+                if raw.has_ready():
+                    await self._handle(raw, raw.ready())
+                if self._compactions:
+                    await self._compact(raw)
+                self._tell(raw)
+                await self._next_turn(raw)
+        except Exception as error:
+            logger.critical("node %x dies: %r", self._config.core.node_id, error)
+            self._end(error)
+        await self._transport.stop()
+
+    async def _next_turn(self, raw: RawNode) -> None:
+        """Let the loop run: once if there is work already, else until there is some."""
+        if self._woken or raw.has_ready():
+            await asyncio.sleep(0)
+        else:
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+            self._waiter = None
+        self._woken = False
+
+    def _feed(self, raw: RawNode) -> None:
+        """Everything that came in while the last fsync ran."""
+        due = (self._runtime.clock() - self._ticked_ns) // self._tick_ns
+        if due >= self._config.core.election_ticks:
+            self._live_through_stall(raw)
+        if self._inbox:
+            inbox, self._inbox, self._inbox_bytes = self._inbox, [], 0
+            for message in inbox:
+                if isinstance(message, Forward):
+                    if raw.role is Role.LEADER:
+                        self._proposals.receive(message.sender, message.data)
+                else:
+                    raw.step(message)
+        if raw.applied_index < self._applied:
+            raw.applied(self._applied)
+        if due > 0:
+            self._ticked_ns += due * self._tick_ns
+            self._tick(raw)
+        for to in self._transfers:
+            raw.transfer_leadership(to)
+        self._transfers.clear()
+        self._take_proposals(raw)
+        if self._reads.wants_round(self._ticks, self._read_retry_ticks):
+            context = raw.read_index()
+            if context is not None:
+                self._reads.began(context, self._ticks)
+
+    def _live_through_stall(self, raw: RawNode) -> None:
+        """A leader checks for a quorum once per election timeout; the second check sees nothing but the stall."""
+        for _ in range(2 * self._config.core.election_ticks):
+            if raw.role is not Role.LEADER:
+                return
+            raw.tick()
+
+    def _tick(self, raw: RawNode) -> None:
+        """One tick, also for a stall of many."""
+        self._ticks += 1
+        raw.tick()
+        if self._fast_forward:
+            self._advance_election(raw)
+
+    def _advance_election(self, raw: RawNode) -> None:
+        """At the start nobody is known to lead: wait for a heartbeat, but not for a whole election timeout.
+
+        Only once a quorum can be reached, as etcd does: earlier, a campaign would be heard by nobody.
+        A single voter has nobody to wait for.
+        """
+        core = self._config.core
+        others = [voter for voter in self._configuration.voters if voter != core.node_id]
+        reached = self._transport.connected()
+        ticks = core.election_ticks - 1 - core.heartbeat_ticks if others else 2 * core.election_ticks
+        if raw.leader_id != NO_NODE or raw.role is not Role.FOLLOWER:
+            self._fast_forward = False
+        elif sum([other in reached for other in others]) >= (len(others) + 1) // 2:
+            self._fast_forward = False
+            while ticks > 0 and raw.role is Role.FOLLOWER:
+                raw.tick()
+                ticks -= 1
+
+    def _take_proposals(self, raw: RawNode) -> None:
+        """One batch: appended when we lead, else forwarded once. Nothing while nobody who leads can be reached,
+        nor while our own state machine is behind: what waits in the source is bounded there."""
+        leading = raw.role is Role.LEADER
+        leader_id = raw.leader_id
+        if leader_id == NO_NODE or self._committed.bytes_ahead >= self._config.core.apply_bytes_max:
+            return
+        if not leading and leader_id not in self._transport.connected():
+            return
+        data = self._proposals.take(self._config.proposal_bytes_max, leading)
+        if not data:
+            return
+        if leading:
+            try:
+                raw.propose(data)
+            except ProposalDropped as error:
+                self._proposals.returned(data, error)
+        else:
+            self._transport.send([Forward(leader_id, self._config.core.node_id, raw.term, data)])
+        self.wake()  # there may be more, and it gets a turn of its own
+
+    async def _handle(self, raw: RawNode, ready: Ready) -> None:
+        if ready.messages:
+            self._transport.send(ready.messages)
+        if ready.reads:
+            self._reads.resolve(ready.reads)
+        if ready.must_sync:
+            await self._save(ready)
+        elif ready.hard_state is not None:
+            self._unsaved = ready.hard_state
+        if self._stopping:
+            return
+        raw.saved(ready)
+        if ready.messages_after_save:
+            self._transport.send(ready.messages_after_save)
+        if ready.committed:
+            self._committed.put(ready.committed)
+
+    async def _save(self, ready: Ready) -> None:
+        hard_state = ready.hard_state or self._unsaved
+        self._unsaved = None
+        if self._config.sync == "thread":
+            await self._runtime.run(self._storage.save, hard_state, ready.entries, True)
+            return
+        if ready.messages:
+            # One turn of the loop, so that they are with the kernel before the fsync stops us.
+            await asyncio.sleep(0)
+        self._storage.save(hard_state, ready.entries, True)
+
+    async def _compact(self, raw: RawNode) -> None:
+        compactions = list(self._compactions)
+        index = max([index for index, _ in compactions])
+        index = min(index, raw.status().replicated_index, self._applied)
+        await self._runtime.run(self._storage.compact, index, self._configuration)
+        del self._compactions[: len(compactions)]
+        for _, future in compactions:
+            if not future.done():
+                future.set_result(None)
+
+    def _tell(self, raw: RawNode) -> None:
+        seen = (raw.role, raw.term, raw.leader_id)
+        if seen != self._seen:
+            self._seen = seen
+            status = raw.status()
+            for listener in list(self.on_change):
+                listener(status)
+
+    async def _apply(self) -> None:
+        """The apply task: the state machine at its own pace."""
+        try:
+            while entries := await self._committed.take():
+                await self._state_machine.apply(entries)
+                self._committed.done(entries)
+                self._applied = self._state_machine.applied_index
+                last = entries[-1].index
+                assert self._applied >= last, f"the state machine is at {self._applied} after applying {last}"
+                self._applied_waiters.resolve(self._applied)
+                self.wake()  # the core wants to know
+        except Exception as error:
+            logger.critical("node %x dies while applying: %r", self._config.core.node_id, error)
+            self._end(error)
+
+    # What comes in
+
+    def _receive(self, messages: list[Message]) -> None:
+        size = sum([size_of(message) for message in messages])
+        if self._stopping or self._inbox_bytes + size > self._config.inbox_bytes_max:
+            return
+        self._inbox += messages
+        self._inbox_bytes += size
+        self.wake()
+
+    def _on_timer(self) -> None:
+        self.wake()
+        self._timer = asyncio.get_running_loop().call_later(self._config.tick_seconds, self._on_timer)
+
+
+class _Listener:
+    """Sets an event once another node leads."""
+
+    def __init__(self, node_id: NodeId, changed: asyncio.Event) -> None:
+        self._node_id = node_id
+        self._changed = changed
+
+    def __call__(self, status: Status) -> None:
+        if status.leader_id not in {NO_NODE, self._node_id}:
+            self._changed.set()

@@ -1,0 +1,423 @@
+"""Transport over gRPC: one long stream per direction and pair of nodes (raft.v1.Peer/Stream).
+
+    sender                                   receiver
+      | -- call; metadata: who, to whom -->    |   checks: format, cluster, "is it me?", check_peer
+      | <-------------- Hello or a refusal --- |
+      |   checks the Hello likewise            |
+      | -- frame, frame, frame ... -->         |   one MessageBatch each, in order
+
+Both ends know whom they talk to before the first frame: a data directory from another cluster, an
+address that now belongs to someone else and a member that came back without its disk are refused with
+a reason (`check_peer` knows each member's replicated instance). The refused side hears it by
+`on_refused` and may give up; until then it tries again.
+
+Each peer has a task, a channel and a queue of its own, so a dead peer delays nobody. What is sent while
+there is no stream, or while the queue is full, is lost: raft sends it again when it still matters. All
+that waits when a write begins leaves as one frame. Each attempt to connect is a new channel, so that no
+hidden back-off of gRPC outlives a partition.
+"""
+
+import asyncio
+import errno
+import logging
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import grpc
+import grpc.aio
+
+from raft.codec import (
+    FORMAT,
+    FRAME_BYTES_MAX,
+    decode_batch,
+    decode_hello,
+    encode_batch,
+    encode_hello,
+    size_of,
+)
+from raft.errors import ConfigError, MalformedMessage, PeerRefused
+from raft.messages import Message
+from raft.runtime import Runtime
+from raft.transport.base import Receive, Transport, by_peer
+from raft.types import NodeId
+
+logger = logging.getLogger("raft.transport")
+
+SERVICE: Final = "raft.v1.Peer"
+METHOD: Final = "/raft.v1.Peer/Stream"
+QUEUE_BYTES_MAX: Final = 64 * 1024 * 1024  # per peer; twice of what the core keeps in flight
+FRAME_BYTES_WANTED: Final = 4 * 1024 * 1024  # cut frames here: a heartbeat should not wait behind all that is queued
+HELLO_SECONDS: Final = 2.0  # from the attempt to connect to the answer
+BACKOFF_SECONDS_MIN: Final = 0.05  # the first retry: a restarted process is back soon
+BACKOFF_SECONDS_MAX: Final = 1.0  # after a partition heals, nobody waits longer
+BACKOFF_GRAIN: Final = 1024  # steps of the jitter
+
+CHANNEL_OPTIONS: Final[list[tuple[str, Any]]] = [
+    ("grpc.use_local_subchannel_pool", 1),  # else channels to one target share a connection, and its queues
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 1_000),  # how long one attempt to connect may take; 20 s by default
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    ("grpc.keepalive_time_ms", 2_000),  # a peer that vanished without a word is noticed in time + timeout
+    ("grpc.keepalive_timeout_ms", 2_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.max_send_message_length", FRAME_BYTES_MAX),
+    ("grpc.max_receive_message_length", FRAME_BYTES_MAX),
+    ("grpc.enable_http_proxy", 0),
+]
+SERVER_OPTIONS: Final[list[tuple[str, Any]]] = [
+    ("grpc.so_reuseport", 0),  # else an old process and its successor share the port in silence
+    ("grpc.keepalive_time_ms", 2_000),
+    ("grpc.keepalive_timeout_ms", 2_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.http2.min_ping_interval_without_data_ms", 1_000),
+    ("grpc.http2.max_ping_strikes", 0),
+    ("grpc.max_send_message_length", FRAME_BYTES_MAX),
+    ("grpc.max_receive_message_length", FRAME_BYTES_MAX),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class PeerIdentity:
+    """Who a process is."""
+
+    cluster_id: int
+    node_id: NodeId
+    instance: int  # of the data directory: differs once a member has lost its disk
+
+
+CheckPeer = Callable[[PeerIdentity], str | None]  # why this peer may not talk to us, or None
+
+
+def default_server() -> grpc.aio.Server:
+    return grpc.aio.server(options=SERVER_OPTIONS)
+
+
+def default_channel(target: str) -> grpc.aio.Channel:
+    return grpc.aio.insecure_channel(target, options=CHANNEL_OPTIONS)
+
+
+def address_of(url: str) -> str:
+    """ "http://host:port" -> "host:port". Raises ConfigError."""
+    parts = urlsplit(url)
+    try:
+        port = parts.port
+    except ValueError as error:
+        raise ConfigError(f"{url}: {error}") from error
+    if parts.scheme != "http" or not parts.hostname or port is None or parts.path not in {"", "/"}:
+        raise ConfigError(f"{url}: a peer's address is http://host:port")
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    return f"{host}:{port}"
+
+
+class GrpcTransport(Transport):
+    def __init__(
+        self,
+        identity: PeerIdentity,
+        listen_urls: list[str],
+        *,
+        server_factory: Callable[[], Any] = default_server,
+        channel_factory: Callable[[str], Any] = default_channel,
+        check_peer: CheckPeer = lambda peer: None,
+        on_refused: Callable[[PeerRefused], None] = lambda refused: None,
+        runtime: Runtime | None = None,
+        queue_bytes_max: int = QUEUE_BYTES_MAX,
+    ) -> None:
+        """server_factory gives a grpc.aio.Server that was not started; channel_factory takes "host:port".
+
+        check_peer is asked about whoever connects to us and about whoever we connect to; cluster and node id
+        fit already. on_refused is called on the loop, once for each new reason.
+        """
+        self.identity = identity
+        self.listening: list[str] = []  # URLs with their real ports, once started
+        self.channel_factory = channel_factory
+        self.check_peer = check_peer
+        self.on_refused = on_refused
+        self.runtime = Runtime() if runtime is None else runtime
+        self.queue_bytes_max = queue_bytes_max
+        self._listen_urls = listen_urls
+        self._server_factory = server_factory
+        self._server: Any = None
+        self._receive: Receive | None = None
+        self._peers: dict[NodeId, list[str]] = {}
+        self._links: dict[NodeId, _Link] = {}
+        self._inbound: dict[NodeId, object] = {}  # the newest stream from each peer; older ones are not heard
+        self._connected: frozenset[NodeId] = frozenset()
+
+    async def start(self, receive: Receive) -> None:
+        """Raises OSError when an address cannot be had."""
+        self._receive = receive
+        server = self._server_factory()
+        handler = grpc.stream_stream_rpc_method_handler(self._serve, None, None)
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {"Stream": handler}),))
+        for url in self._listen_urls:
+            address = address_of(url)
+            try:
+                port = server.add_insecure_port(address)
+            except RuntimeError as error:
+                raise OSError(errno.EADDRINUSE, f"cannot listen on {address}: {error}") from error
+            if not port:
+                raise OSError(errno.EADDRINUSE, f"cannot listen on {address}")
+            self.listening.append(f"http://{address.rpartition(':')[0]}:{port}")
+        await server.start()
+        self._server = server
+        self._connect()
+
+    def send(self, messages: list[Message]) -> None:
+        for to, frame in by_peer(messages).items():
+            link = self._links.get(to)
+            if link is not None:
+                link.send(frame)
+
+    def set_peers(self, peers: dict[NodeId, list[str]]) -> None:
+        """Raises ConfigError for an URL that is none."""
+        for urls in peers.values():
+            for url in urls:
+                address_of(url)
+        self._peers = {
+            node_id: list(urls) for node_id, urls in peers.items() if node_id != self.identity.node_id and urls
+        }
+        if self._server is not None:
+            self._connect()
+
+    def connected(self) -> frozenset[NodeId]:
+        return self._connected
+
+    async def stop(self) -> None:
+        self._receive = None
+        links, self._links = list(self._links.values()), {}
+        for link in links:
+            link.close()
+        await asyncio.gather(*[link.task for link in links], return_exceptions=True)
+        server, self._server = self._server, None
+        if server is not None:
+            await server.stop(None)
+
+    def _connect(self) -> None:
+        """One link for each peer; a link whose URLs changed begins anew."""
+        for node_id, link in list(self._links.items()):
+            if self._peers.get(node_id) != link.urls:
+                link.close()
+                del self._links[node_id]
+        for node_id, urls in self._peers.items():
+            if node_id not in self._links:
+                self._links[node_id] = _Link(self, node_id, urls)
+        self.note_connected()
+
+    def note_connected(self) -> None:
+        """A link went up or down."""
+        self._connected = frozenset([node_id for node_id, link in self._links.items() if link.up])
+
+    # What others send
+
+    async def _serve(self, frames: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
+        """One stream of a peer. A generator: what it yields is sent."""
+        peer, reason = self._identify(dict(context.invocation_metadata() or ()))
+        if peer is None:
+            logger.warning("%x refuses a peer at %s: %s", self.identity.node_id, context.peer(), reason)
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, reason)
+            return
+        own = self.identity
+        yield encode_hello(own.cluster_id, own.node_id, own.instance)
+        stream = object()
+        self._inbound[peer.node_id] = stream
+        link = self._links.get(peer.node_id)
+        if link is not None:
+            link.retry()  # who reaches us can be reached
+        try:
+            async for frame in frames:
+                receive = self._receive
+                if receive is None or self._inbound.get(peer.node_id) is not stream:
+                    return
+                receive(self._decode(frame, peer.node_id))
+        except MalformedMessage as error:
+            logger.error("%x cuts the stream of %x: %s", own.node_id, peer.node_id, error)
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        finally:
+            if self._inbound.get(peer.node_id) is stream:
+                del self._inbound[peer.node_id]
+
+    def _decode(self, frame: bytes, peer: NodeId) -> list[Message]:
+        messages = decode_batch(frame)
+        for message in messages:
+            if message.sender != peer or message.to != self.identity.node_id:
+                raise MalformedMessage(f"a message {message.sender:x} -> {message.to:x} on the stream of {peer:x}")
+        return messages
+
+    def _identify(self, metadata: dict[str, str | bytes]) -> tuple[PeerIdentity | None, str]:
+        """Who calls, or why it may not."""
+        try:
+            form, cluster_id, sender, to, instance = [int(metadata[key], 16) for key in METADATA_KEYS]
+        except (KeyError, ValueError):
+            return None, "the call does not say who it comes from"
+        peer = PeerIdentity(cluster_id, sender, instance)
+        if form != FORMAT:
+            return None, f"this node speaks format {FORMAT} of the peer protocol, not {form}"
+        if cluster_id != self.identity.cluster_id:
+            return None, f"this node belongs to cluster {self.identity.cluster_id:x}, not to {cluster_id:x}"
+        if to != self.identity.node_id:
+            return None, f"this node is {self.identity.node_id:x}, not {to:x}"
+        if sender in {0, to}:
+            return None, f"{sender:x} cannot be a peer's id"
+        reason = self.check_peer(peer)
+        return (peer, "") if reason is None else (None, reason)
+
+
+METADATA_KEYS: Final = ("raft-format", "raft-cluster", "raft-from", "raft-to", "raft-instance")
+
+
+class _Link:
+    """Our way to one peer: a task that connects, greets and writes what is queued, again and again."""
+
+    def __init__(self, transport: GrpcTransport, node_id: NodeId, urls: list[str]) -> None:
+        self.urls = urls
+        self.up = False  # the peer has greeted us and the stream stands
+        self._transport = transport
+        self._node_id = node_id
+        self._queue: deque[Message] = deque()
+        self._queue_bytes = 0
+        self._wakeup = asyncio.Event()  # something is queued, or the stream ended
+        self._retry = asyncio.Event()  # do not wait any longer before the next attempt
+        self._trouble = ""  # what was reported last; each reason is reported once
+        self.task = asyncio.get_running_loop().create_task(self._run())
+
+    def send(self, messages: list[Message]) -> None:
+        if not self.up:
+            return
+        for message in messages:
+            size = size_of(message)
+            if self._queue_bytes + size <= self._transport.queue_bytes_max and size < FRAME_BYTES_MAX:
+                self._queue.append(message)
+                self._queue_bytes += size
+        self._wakeup.set()
+
+    def retry(self) -> None:
+        self._retry.set()
+
+    def close(self) -> None:
+        self.up = False
+        self.task.cancel()
+
+    async def _run(self) -> None:
+        runtime = self._transport.runtime
+        failures = 0
+        while True:
+            url = self.urls[failures % len(self.urls)]
+            began = runtime.clock()
+            refused = False
+            try:
+                await self._converse(url)
+                trouble = "the peer ended the stream"
+            except grpc.aio.AioRpcError as error:
+                refused = error.code() is grpc.StatusCode.FAILED_PRECONDITION
+                trouble = f"{error.code().name}: {error.details()}"
+            except TimeoutError:
+                trouble = "no answer"
+            except (MalformedMessage, asyncio.InvalidStateError) as error:
+                trouble = str(error)
+            self._report(url, trouble, refused)
+            if runtime.clock() - began > BACKOFF_SECONDS_MAX * 1e9:
+                failures = 0  # it stood for a while
+            backoff = min(BACKOFF_SECONDS_MIN * 2**failures, BACKOFF_SECONDS_MAX)
+            jitter = (BACKOFF_GRAIN + runtime.rng.below(BACKOFF_GRAIN)) / (2 * BACKOFF_GRAIN)
+            failures = min(failures + 1, 30)
+            self._retry.clear()
+            try:
+                async with asyncio.timeout(backoff * jitter):
+                    await self._retry.wait()
+            except TimeoutError:
+                continue
+
+    async def _converse(self, url: str) -> None:
+        """One stream, from the attempt to connect to its end. Raises what ended it."""
+        own = self._transport.identity
+        identity = (FORMAT, own.cluster_id, own.node_id, self._node_id, own.instance)
+        metadata = [(key, f"{value:x}") for key, value in zip(METADATA_KEYS, identity, strict=True)]
+        channel = self._transport.channel_factory(address_of(url))
+        ended: asyncio.Task[object] | None = None
+        try:
+            call = channel.stream_stream(METHOD, None, None)(metadata=metadata)
+            async with asyncio.timeout(HELLO_SECONDS):
+                hello = await call.read()
+            self._check_hello(hello)
+            ended = asyncio.get_running_loop().create_task(call.read())
+            ended.add_done_callback(self._on_ended)
+            self._set_up(True)
+            await self._write_frames(call, ended)
+            async with asyncio.timeout(HELLO_SECONDS):
+                await ended
+        finally:
+            self._set_up(False)
+            if ended is not None:
+                ended.cancel()
+            await channel.close()
+
+    async def _write_frames(self, call: Any, ended: "asyncio.Task[object]") -> None:
+        """Until the stream ends. Why it ended is what reading tells, not what a failed write does."""
+        while not ended.done():
+            if not self._queue:
+                self._wakeup.clear()
+                await self._wakeup.wait()
+                continue
+            frame = encode_batch(self._take_frame())
+            try:
+                await call.write(frame)
+            except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+                return
+
+    def _on_ended(self, ended: asyncio.Task[object]) -> None:
+        if not ended.cancelled():
+            ended.exception()  # seen; _converse raises it unless a write failed first
+        self._wakeup.set()
+
+    def _check_hello(self, data: object) -> None:
+        if not isinstance(data, bytes):
+            raise MalformedMessage("the peer ended the stream without a Hello")
+        form, cluster_id, node_id, instance = decode_hello(data)
+        own = self._transport.identity
+        if form != FORMAT or cluster_id != own.cluster_id or node_id != self._node_id:
+            raise MalformedMessage(
+                f"found {node_id:x} of cluster {cluster_id:x}, format {form}, in place of {self._node_id:x} "
+                f"of cluster {own.cluster_id:x}"
+            )
+        reason = self._transport.check_peer(PeerIdentity(cluster_id, node_id, instance))
+        if reason is not None:
+            raise MalformedMessage(f"not spoken to: {reason}")
+
+    def _take_frame(self) -> list[Message]:
+        """What one frame carries: at least one message, and not many more than FRAME_BYTES_WANTED bytes."""
+        frame: list[Message] = []
+        size = 0
+        while self._queue:
+            next_size = size_of(self._queue[0])
+            if frame and size + next_size > FRAME_BYTES_WANTED:
+                break
+            size += next_size
+            frame.append(self._queue.popleft())
+        self._queue_bytes -= size
+        return frame
+
+    def _set_up(self, up: bool) -> None:
+        if up != self.up:
+            self.up = up
+            self._transport.note_connected()
+            if up:
+                logger.info("%x has a stream to %x", self._transport.identity.node_id, self._node_id)
+                self._trouble = ""
+        if not up:
+            self._queue.clear()
+            self._queue_bytes = 0
+
+    def _report(self, url: str, trouble: str, refused: bool) -> None:
+        """Each reason once, not each attempt."""
+        if trouble == self._trouble:
+            return
+        self._trouble = trouble
+        own = self._transport.identity.node_id
+        logger.warning("%x has no stream to %x at %s: %s", own, self._node_id, url, trouble)
+        if refused:
+            self._transport.on_refused(PeerRefused(f"{self._node_id:x} at {url} refused this node: {trouble}"))
