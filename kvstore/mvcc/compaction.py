@@ -1,0 +1,98 @@
+"""Physical compaction: rows of `versions` that no read can reach any more are removed, in the background.
+
+Compact(C) hides revisions below C at once (a number in the state row). What it leaves behind is removed
+here, in slices: for each key, everything older than its newest version at or before C, and that one too
+when it is a tombstone. Only a key that changed since the last compaction can have such rows, so the events
+since then say where to look; the work is proportional to the changes, not to the keys.
+
+Progress is a row of its own, written with the removals it covers, so a crash costs one slice at most.
+Nothing that replicas compare depends on it: views are pinned, and reads at or above C never meet the rows.
+
+`events` stay: they are the history.
+"""
+
+from typing import Final, final
+
+from rocksdict import WriteBatch
+
+from kvstore.mvcc import schema
+from kvstore.mvcc.encoding import event_key
+from kvstore.mvcc.slices import Budget
+from kvstore.mvcc.store import MvccStore
+
+_EVENTS: Final = 128  # per slice
+_VERSIONS: Final = 256
+_BATCH_BYTES: Final = 32 << 10
+
+
+@final
+class Compactor:
+    """One per store. `run` when `pending`: after each batch that moved the compact revision, and at start."""
+
+    def __init__(self, store: MvccStore) -> None:
+        self._store = store
+        row = store.get(schema.META_COMPACTED)
+        self._done = 0 if row is None else schema.unpack_u64(row)
+        self._running = False
+        self.removed = 0  # rows, since the start
+
+    @property
+    def done_revision(self) -> int:
+        """`versions` holds nothing that is hidden below this compact revision."""
+        return self._done
+
+    @property
+    def pending(self) -> bool:
+        return not self._running and self._done < self._store.compact_revision
+
+    async def run(self) -> None:
+        """Until everything hidden is removed, compactions that come meanwhile included."""
+        assert not self._running, "one run at a time"
+        self._running = True
+        try:
+            while self._done < self._store.compact_revision:
+                await self._run_to(self._store.compact_revision)
+        finally:
+            self._running = False
+
+    async def _run_to(self, target: int) -> None:
+        """Walk the events of (done, target]; their keys are the ones with something to remove."""
+        store, budget = self._store, self._store.budget()
+        scan = store.scan(schema.event_from(self._done + 1), schema.event_from(target + 1))
+        while rows := scan.rows(_EVENTS):
+            # A revision is done only with its last event; a crash inside it repeats the revision.
+            done = max(schema.split_event(rows[-1][0])[0] - 1, self._done)
+            batch = WriteBatch(raw_mode=True)
+            for key in {event_key(event): None for _, event in rows}:
+                batch = await self._remove(key, target, batch, budget)
+            await self._write(batch, done, budget)
+        await self._write(WriteBatch(raw_mode=True), target, budget)
+
+    async def _remove(self, key: bytes, target: int, batch: WriteBatch, budget: Budget) -> WriteBatch:
+        """Add the removals of one key; returns the batch to go on with."""
+        # Bounded by the key: behind it may lie any number of rows that RocksDB has yet to forget.
+        scan = self._store.scan(schema.version_from(key, target), schema.version_prefix(key)[:-1] + b"\x02")
+        rows = scan.rows(1)
+        if not rows:
+            return batch
+        newest, mark = rows[0]
+        while rows := scan.rows(_VERSIONS):
+            for row, _ in rows:
+                batch.delete(row)
+            self.removed += len(rows)
+            if batch.size_in_bytes() >= _BATCH_BYTES:
+                await self._write(batch, self._done, budget)
+                batch = WriteBatch(raw_mode=True)
+            await budget.pause_if_spent()
+        if mark == schema.TOMBSTONE:
+            # Last of all: without it, an older version that is still there would come back to life.
+            batch.delete(newest)
+            self.removed += 1
+        return batch
+
+    async def _write(self, batch: WriteBatch, done: int, budget: Budget) -> None:
+        await self._store.engine.settle(budget)
+        batch.put(schema.META_COMPACTED, schema.pack_u64(done))
+        self._store.write(batch)
+        self._done = done
+        await budget.pause_if_spent()

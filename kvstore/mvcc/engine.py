@@ -1,0 +1,209 @@
+"""RocksDB, as this store uses it: one column family, no WAL, bounded memory. The only importer of rocksdict.
+
+After a crash RocksDB comes back as a prefix of what was written (memtables are flushed in order), and the
+Raft log is replayed from the applied index found in it. That is why every batch carries the applied index
+and why nothing here is ever synced except by `flush`.
+
+What has to be known of rocksdict 0.3.29, each point tried:
+- `write`, `get` and iterators hold the GIL, `flush` releases it. A write that RocksDB stalls would freeze the
+  process, so `settle` waits, off the loop's back, before the memtables are all full.
+- Iterators of a Snapshot object do not see the snapshot but the newest state; only its point reads do. An
+  iterator of the database itself is pinned to the moment it was made, and may be moved at will: it is our view.
+- An iterator ends in silence on damage, until `status` is asked.
+- The type stub calls `WriteOptions.disable_wal` a method; it is a property.
+"""
+
+from pathlib import Path
+from typing import Final, final
+
+from rocksdict import BlockBasedOptions, Cache, DBCompressionType, Options, Rdict, RdictIter, ReadOptions, WriteBatch
+from rocksdict import WriteOptions as RocksWriteOptions
+
+from kvstore.mvcc.slices import Budget, in_thread
+
+_BUFFER_BYTES: Final = 16 << 20
+_BUFFERS_MAX: Final = 3  # one being written, two being flushed
+_CACHE_BYTES: Final = 32 << 20
+
+
+class StoreError(Exception):
+    """The store cannot be used. The message says what to do.
+
+    StoreError
+     +- UnknownStoreFormat   written by a newer version, or by something else
+     +- StoreInUse           another process has it open
+     +- StoreDamaged         RocksDB refuses it, or a row is not what it must be
+    """
+
+
+class UnknownStoreFormat(StoreError):
+    pass
+
+
+class StoreInUse(StoreError):
+    pass
+
+
+class StoreDamaged(StoreError):
+    pass
+
+
+def damaged(path: Path | str, what: object) -> StoreDamaged:
+    return StoreDamaged(
+        f"the store in {path} is damaged ({what}). Stop this member and move its data directory away; "
+        "do not start it again on this directory. A copy of the cluster's data is on the other members."
+    )
+
+
+def _options() -> Options:
+    table = BlockBasedOptions()
+    table.set_block_cache(Cache(_CACHE_BYTES))
+    table.set_bloom_filter(10, False)  # whole keys: most gets of new keys end here
+    options = Options(raw_mode=True)
+    options.create_if_missing(True)
+    options.set_block_based_table_factory(table)
+    options.set_write_buffer_size(_BUFFER_BYTES)
+    options.set_max_write_buffer_number(_BUFFERS_MAX)
+    options.set_max_background_jobs(2)
+    options.set_compression_type(DBCompressionType.lz4())
+    options.set_bottommost_compression_type(DBCompressionType.zstd())
+    # Generous, since a slowed-down write holds the GIL; `settle` is the back-pressure.
+    options.set_level_zero_slowdown_writes_trigger(40)
+    options.set_level_zero_stop_writes_trigger(80)
+    options.set_keep_log_file_num(4)
+    options.set_max_open_files(512)
+    return options
+
+
+@final
+class Scan:
+    """Rows of [low, high) in key order, a chunk at a time, as of the moment its iterator was made."""
+
+    __slots__ = ("_at", "_done", "_engine", "_high", "_iterator")
+
+    def __init__(self, engine: "Engine", iterator: RdictIter, low: bytes, high: bytes) -> None:
+        self._engine = engine
+        self._iterator = iterator
+        self._at = low
+        self._high = high
+        self._done = low >= high
+
+    def rows(self, count: int) -> list[tuple[bytes, bytes]]:
+        """The next `count` rows; fewer only at the end."""
+        found: list[tuple[bytes, bytes]] = []
+        if self._done:
+            return found
+        iterator, high = self._iterator, self._high
+        valid, key_of, value_of, move = iterator.valid, iterator.key, iterator.value, iterator.next
+        iterator.seek(self._at)
+        while len(found) < count and valid():
+            key = key_of()
+            if key >= high:
+                break
+            found.append((key, value_of()))
+            move()
+        self._advance(found[-1][0] if found else None, len(found) == count)
+        return found
+
+    def keys(self, count: int) -> list[bytes]:
+        """The same without the values: much cheaper."""
+        found: list[bytes] = []
+        if self._done:
+            return found
+        iterator, high = self._iterator, self._high
+        valid, key_of, move = iterator.valid, iterator.key, iterator.next
+        iterator.seek(self._at)
+        while len(found) < count and valid():
+            key = key_of()
+            if key >= high:
+                break
+            found.append(key)
+            move()
+        self._advance(found[-1] if found else None, len(found) == count)
+        return found
+
+    def _advance(self, last: bytes | None, more: bool) -> None:
+        # Every chunk seeks anew: the iterator of a view serves several scans in turn.
+        if last is not None:
+            self._at = last + b"\0"
+        if not more:
+            self._done = True
+            self._engine.check(self._iterator)
+
+
+@final
+class Engine:
+    """The open database."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises StoreError."""
+        self.path = path
+        self._write_options = RocksWriteOptions()
+        self._write_options.disable_wal = True  # type: ignore[method-assign, assignment]
+        try:
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._db = Rdict(str(path), _options())
+        except Exception as error:  # rocksdict has no class of its own for these
+            text = str(error)
+            if "lock hold by current process" in text or "Resource temporarily unavailable" in text:
+                raise StoreInUse(f"the store in {path} is in use by another process: stop it first") from error
+            raise damaged(path, text) from error
+        self._db_get = self._db.get
+        self._property = self._db.property_int_value
+
+    def get(self, row: bytes) -> bytes | None:
+        try:
+            value: bytes | None = self._db_get(row)
+        except Exception as error:
+            raise damaged(self.path, error) from error
+        return value
+
+    def get_many(self, rows: list[bytes]) -> list[bytes | None]:
+        try:
+            values: list[bytes | None] = self._db_get(rows)  # type: ignore[arg-type, assignment]
+        except Exception as error:
+            raise damaged(self.path, error) from error
+        return values
+
+    def iterator(self) -> RdictIter:
+        """Pinned to this moment, over everything. While it lives, so does the lock of a closed database."""
+        return self._db.iter()
+
+    def scan(self, low: bytes, high: bytes) -> Scan:
+        """Pinned to this moment. The bound keeps RocksDB from wading through deleted rows behind the range."""
+        options = ReadOptions()
+        options.set_iterate_upper_bound(high)
+        return Scan(self, self._db.iter(options), low, high)
+
+    def check(self, iterator: RdictIter) -> None:
+        try:
+            iterator.status()
+        except Exception as error:
+            raise damaged(self.path, error) from error
+
+    def write(self, batch: WriteBatch) -> None:
+        """All or nothing, also after a crash. Consumes the batch."""
+        self._db.write(batch, self._write_options)
+
+    def crowded(self) -> bool:
+        """One more full memtable would stall writers."""
+        return (self._property("rocksdb.num-immutable-mem-table") or 0) >= _BUFFERS_MAX - 1
+
+    async def settle(self, budget: Budget) -> None:
+        """Return when a write will not stall."""
+        while self.crowded():
+            await budget.stall()
+
+    async def flush(self) -> None:
+        """Everything written before the call is on the disk when it returns."""
+        await in_thread(self._db.flush)
+
+    def size_bytes(self) -> tuple[int, int]:
+        """(on disk and in memtables, of that in use)."""
+        memory = self._property("rocksdb.cur-size-all-mem-tables") or 0
+        total = self._property("rocksdb.total-sst-files-size") or 0
+        live = self._property("rocksdb.estimate-live-data-size") or 0
+        return total + memory, min(live, total) + memory
+
+    def close(self) -> None:
+        self._db.close()

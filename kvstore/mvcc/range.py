@@ -1,0 +1,265 @@
+"""Range: keys of an interval, now or at an old revision, with etcd's options.
+
+The order of work is etcd's (server/etcdserver/txn/range.go): fetch, filter by revisions, sort, cut to the
+limit. `count` is of the interval whatever the limit and the filters say, so even a limited range passes
+over all of it; rows behind the limit are counted without being read.
+
+Three ways lead here: `range_point` for one key and `range_small` for few are synchronous and pin nothing;
+`range_` does everything else, in slices, on whatever Reader it is given.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from heapq import merge
+from itertools import islice
+from operator import itemgetter
+from typing import Any, Final, final
+
+from kvstore import errors
+from kvstore.mvcc import schema
+from kvstore.mvcc.encoding import event_kv, without_value
+from kvstore.mvcc.slices import Budget
+from kvstore.mvcc.store import MvccStore, Reader
+from kvstore.pb.kv_pb2 import KeyValue
+from kvstore.pb.rpc_pb2 import RangeRequest
+
+_CHUNK: Final = 256
+_SORT_RUN: Final = 2048  # sorted in one piece, about 2 ms
+SMALL_ROWS: Final = 128
+
+
+@final
+class RangeResult:
+    __slots__ = ("count", "kvs", "more")
+
+    def __init__(self, kvs: list[bytes], count: int, more: bool) -> None:
+        self.kvs = kvs  # encoded KeyValues
+        self.count = count  # keys in the interval, whatever the limit and the filters
+        self.more = more  # the limit cut the answer short
+
+    def __repr__(self) -> str:
+        return f"RangeResult({len(self.kvs)} of {self.count}{' more' if self.more else ''})"
+
+
+def check_revision(reader: Reader, revision: int) -> None:
+    """Raises FUTURE_REVISION or COMPACTED. The compact revision itself can be read."""
+    if revision > reader.current_revision:
+        raise errors.FUTURE_REVISION.with_traceback(None)
+    if 0 < revision < reader.compact_revision:
+        raise errors.COMPACTED.with_traceback(None)
+
+
+def range_point(store: Reader, key: bytes) -> RangeResult:
+    """One key, newest revision, no options."""
+    kv = store.get_latest(key)
+    return RangeResult([], 0, False) if kv is None else RangeResult([kv], 1, False)
+
+
+def range_small(store: MvccStore, request: RangeRequest) -> RangeResult | None:
+    """Answer at once what is cheap to answer; None: it is not, use `range_` on a view."""
+    if request.revision > 0 or request.sort_order or request.sort_target or _filters(request):
+        return None
+    if not request.range_end:
+        result = range_point(store, request.key)
+    else:
+        scan = store.scan_latest(*schema.range_bounds(request.key, request.range_end))
+        rows = scan.rows(SMALL_ROWS)
+        if len(rows) == SMALL_ROWS:
+            return None
+        result = RangeResult([kv for _, kv in rows], len(rows), False)
+    if request.count_only:
+        return RangeResult([], result.count, False)
+    if 0 < request.limit < len(result.kvs):
+        result = RangeResult(result.kvs[: request.limit], result.count, True)
+    if request.keys_only:
+        result.kvs = [without_value(kv) for kv in result.kvs]
+    return result
+
+
+async def range_(reader: Reader, request: RangeRequest) -> RangeResult:
+    """Raises KvError: FUTURE_REVISION, COMPACTED. `serializable` is the caller's matter."""
+    check_revision(reader, request.revision)
+    budget = reader.budget()
+    revision = request.revision
+    if revision <= 0 or revision == reader.latest_revision:
+        source: _Source = _Latest(reader, request)
+    else:
+        source = _AtRevision(reader, request, revision)
+    filtered = _filters(request)
+    descending = request.sort_order == RangeRequest.DESCEND
+    # A target without an order means ascending; ascending by key is how they come.
+    sorts = bool(descending or request.sort_target)
+    limit = max(request.limit, 0)
+    fetch_max = 0 if filtered or sorts or not limit else limit + 1
+    kvs: list[bytes] = []
+    count = 0
+    while not request.count_only and not source.ended and (not fetch_max or len(kvs) < fetch_max):
+        chunk = source.kvs(min(_CHUNK, fetch_max - len(kvs)) if fetch_max else _CHUNK)
+        count += len(chunk)
+        kvs += [kv for kv in chunk if _passes(request, kv)] if filtered else chunk
+        await budget.pause_if_spent()
+    while not source.ended:
+        count += source.count(_CHUNK)
+        await budget.pause_if_spent()
+    if sorts:
+        kvs = await _sorted(kvs, request.sort_target, descending, limit + 1 if limit else None, budget)
+    more = 0 < limit < len(kvs)
+    if more:
+        del kvs[limit:]
+    if request.keys_only:
+        for at in range(0, len(kvs), _CHUNK):
+            kvs[at : at + _CHUNK] = [without_value(kv) for kv in kvs[at : at + _CHUNK]]
+            await budget.pause_if_spent()
+    return RangeResult(kvs, count, more)
+
+
+def _filters(request: RangeRequest) -> bool:
+    return bool(
+        request.max_mod_revision
+        or request.min_mod_revision
+        or request.max_create_revision
+        or request.min_create_revision
+    )
+
+
+def _passes(request: RangeRequest, kv: bytes) -> bool:
+    """The four bounds are inclusive, 0 is none."""
+    message = KeyValue.FromString(kv)
+    mod, create = message.mod_revision, message.create_revision
+    return not (
+        (request.max_mod_revision and mod > request.max_mod_revision)
+        or (request.min_mod_revision and mod < request.min_mod_revision)
+        or (request.max_create_revision and create > request.max_create_revision)
+        or (request.min_create_revision and create < request.min_create_revision)
+    )
+
+
+_SORT_FIELDS: Final = {
+    RangeRequest.KEY: "key",
+    RangeRequest.VERSION: "version",
+    RangeRequest.CREATE: "create_revision",
+    RangeRequest.MOD: "mod_revision",
+    RangeRequest.VALUE: "value",
+}
+
+
+async def _sorted(kvs: list[bytes], target: int, descending: bool, limit: int | None, budget: Budget) -> list[bytes]:
+    """Sorted runs, then merged, so that no step is long. Equals stay in key order."""
+    name = _SORT_FIELDS[RangeRequest.SortTarget.ValueType(target)]
+    by_key = itemgetter(0)
+    runs: list[list[tuple[Any, bytes]]] = []
+    for at in range(0, len(kvs), _SORT_RUN):
+        run = [(getattr(KeyValue.FromString(kv), name), kv) for kv in kvs[at : at + _SORT_RUN]]
+        run.sort(key=by_key, reverse=descending)
+        runs.append(run)
+        await budget.pause_if_spent()
+    # Consumed runs shrink: to free a million tuples at once would be a pause of its own.
+    ordered = merge(*[_drain(run) for run in runs], key=by_key, reverse=descending)
+    found: list[bytes] = []
+    while limit is None or len(found) < limit:
+        chunk = [kv for _, kv in islice(ordered, _CHUNK if limit is None else min(_CHUNK, limit - len(found)))]
+        if not chunk:
+            break
+        found += chunk
+        await budget.pause_if_spent()
+    for run in runs:
+        run.clear()
+        await budget.pause_if_spent()
+    return found
+
+
+def _drain(run: list[tuple[Any, bytes]]) -> Iterator[tuple[Any, bytes]]:
+    run.reverse()
+    while run:
+        yield run.pop()
+
+
+class _Source(ABC):
+    """Where the KeyValues of a range come from, in key order. Each step is short; it may bring nothing."""
+
+    ended = False
+
+    @abstractmethod
+    def kvs(self, count: int) -> list[bytes]:
+        """The next ones, at most `count`."""
+
+    @abstractmethod
+    def count(self, count: int) -> int:
+        """How many are passed over, reading about `count` rows."""
+
+
+@final
+class _Latest(_Source):
+    def __init__(self, reader: Reader, request: RangeRequest) -> None:
+        self._scan = reader.scan_latest(*schema.range_bounds(request.key, request.range_end))
+
+    def kvs(self, count: int) -> list[bytes]:
+        rows = self._scan.rows(count)
+        self.ended = not rows
+        return [kv for _, kv in rows]
+
+    def count(self, count: int) -> int:
+        passed = self._scan.count(count)
+        self.ended = not passed
+        return passed
+
+
+class LiveVersions:
+    """The version of each key of [low, high) that was live at a revision, from `versions`."""
+
+    def __init__(self, reader: Reader, low: bytes, high: bytes | None, revision: int) -> None:
+        self._scan = reader.scan(*schema.version_rows(low, high))
+        self._revision = revision
+        self._passed = b""  # prefix of the key whose newest version at the revision has been seen
+
+    def next(self, count: int) -> tuple[list[tuple[int, int]], bool]:
+        """((revision, sub) of each live key among the next `count` rows, whether more rows may follow)."""
+        rows = self._scan.rows(count)
+        live: list[tuple[int, int]] = []
+        for row, mark in rows:
+            prefix, revision, sub = schema.split_version(row)
+            if revision > self._revision or prefix == self._passed:
+                continue
+            self._passed = prefix
+            if mark != schema.TOMBSTONE:
+                live.append((revision, sub))
+        return live, len(rows) == count
+
+
+@final
+class _AtRevision(_Source):
+    def __init__(self, reader: Reader, request: RangeRequest, revision: int) -> None:
+        low, high = schema.range_bounds(request.key, request.range_end)
+        self._reader = reader
+        self._versions = LiveVersions(reader, low, high, revision)
+        self._live: list[tuple[int, int]] = []  # found, not yet handed out
+        self._more = True
+
+    def _fill(self) -> None:
+        if not self._live:
+            self._live, self._more = self._versions.next(_CHUNK)
+
+    def kvs(self, count: int) -> list[bytes]:
+        self._fill()
+        taken, self._live = self._live[:count], self._live[count:]
+        self.ended = not self._live and not self._more
+        return event_kvs(self._reader, taken)
+
+    def count(self, count: int) -> int:
+        self._fill()
+        passed, self._live = len(self._live), []
+        self.ended = not self._more
+        return passed
+
+
+def event_kvs(reader: Reader, positions: list[tuple[int, int]]) -> list[bytes]:
+    """The KeyValues that versions point to."""
+    if not positions:
+        return []
+    kvs = []
+    for position, event in zip(
+        positions, reader.get_many([schema.event_row(*position) for position in positions]), strict=True
+    ):
+        assert event is not None, f"a version points to a missing event {position}"
+        kvs.append(event_kv(event))
+    return kvs

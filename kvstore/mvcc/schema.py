@@ -1,0 +1,125 @@
+"""Row keys: one column family, one leading byte per kind of row. DESIGN.md draws them together.
+
+One column family, because a flush covers one column family only: with two, a kill after the flush of
+the first leaves an applied index that is ahead of the data of the second.
+"""
+
+from struct import Struct
+from typing import Final
+
+FORMAT: Final = 1
+REVISION_MAX: Final = 2**63 - 1
+_SUB_MAX: Final = 2**32 - 1
+
+LATEST: Final = b"l"
+VERSION: Final = b"v"
+EVENT: Final = b"e"
+RECORD: Final = b"r"
+META: Final = b"m"
+CLUSTER: Final = b"c"
+
+TOMBSTONE: Final = b"t"  # value of a `versions` row that is a deletion; empty for a put
+
+META_FORMAT: Final = META + b"format"
+META_STATE: Final = META + b"state"
+META_COMPACTED: Final = META + b"compacted"  # `versions` is physically compacted up to this revision
+META_SEEN: Final = META + b"seen/"  # + member, 8 bytes: (boot, sequence) of its newest request
+
+_REVISION_SUB: Final = Struct(">QI")
+_U64: Final = Struct(">Q")
+_PAIR: Final = Struct(">QQ")
+
+pack_u64 = _U64.pack
+pack_pair = _PAIR.pack
+
+
+def unpack_u64(row: bytes) -> int:
+    value: int = _U64.unpack(row)[0]
+    return value
+
+
+def unpack_pair(row: bytes) -> tuple[int, int]:
+    first, second = _PAIR.unpack(row)
+    return first, second
+
+
+def range_bounds(key: bytes, range_end: bytes) -> tuple[bytes, bytes | None]:
+    """etcd's range convention as a half-open interval of keys; None: no upper end. A single key is [key, key+0)."""
+    if not range_end:
+        return key, key + b"\0"
+    return key, None if range_end == b"\0" else range_end
+
+
+def contains(low: bytes, high: bytes | None, key: bytes) -> bool:
+    return low <= key and (high is None or key < high)
+
+
+def latest_rows(low: bytes, high: bytes | None) -> tuple[bytes, bytes]:
+    return LATEST + low, b"m" if high is None else LATEST + high
+
+
+def escape(key: bytes) -> bytes:
+    """Order-preserving and prefix-free: what follows an escaped key never changes the order of keys.
+
+    Ends in 00 01, and a 00 inside becomes 00 ff, so that "a" and all its versions sort before "a" 00.
+    """
+    return key.replace(b"\0", b"\0\xff") + b"\0\x01"
+
+
+def version_key(key: bytes, revision: int, sub: int) -> bytes:
+    """Newest first: revision and sub are inverted."""
+    return b"v%b\0\x01%b" % (
+        key.replace(b"\0", b"\0\xff"),
+        _REVISION_SUB.pack(REVISION_MAX - revision, _SUB_MAX - sub),
+    )
+
+
+def version_prefix(key: bytes) -> bytes:
+    """Of all versions of a key."""
+    return VERSION + escape(key)
+
+
+def version_from(key: bytes, revision: int) -> bytes:
+    """Seek here for a key's newest version at or before `revision`."""
+    return b"v%b\0\x01%b" % (key.replace(b"\0", b"\0\xff"), _U64.pack(REVISION_MAX - revision))
+
+
+def version_rows(low: bytes, high: bytes | None) -> tuple[bytes, bytes]:
+    """All versions of all keys in [low, high). Cutting the terminator off keeps [key, key+0) right as well:
+    the escape of key+0 is key 00 ff, which is above key's own rows (key 00 01)."""
+    return (
+        VERSION + low.replace(b"\0", b"\0\xff"),
+        b"w" if high is None else VERSION + high.replace(b"\0", b"\0\xff"),
+    )
+
+
+def split_version(row: bytes) -> tuple[bytes, int, int]:
+    """(prefix of the key's versions, revision, sub)."""
+    revision, sub = _REVISION_SUB.unpack_from(row, len(row) - 12)
+    return row[:-12], REVISION_MAX - revision, _SUB_MAX - sub
+
+
+def version_user_key(prefix: bytes) -> bytes:
+    return prefix[1:-2].replace(b"\0\xff", b"\0")
+
+
+def event_row(revision: int, sub: int) -> bytes:
+    return b"e" + _REVISION_SUB.pack(revision, sub)
+
+
+def event_from(revision: int) -> bytes:
+    return b"e" + _U64.pack(revision)
+
+
+def split_event(row: bytes) -> tuple[int, int]:
+    revision, sub = _REVISION_SUB.unpack_from(row, 1)
+    return revision, sub
+
+
+def record_row(last_revision: int) -> bytes:
+    """Of an entry's record: the first at or after a revision is the one that tells about it."""
+    return b"r" + _U64.pack(last_revision)
+
+
+def seen_row(member: int) -> bytes:
+    return META_SEEN + _U64.pack(member)

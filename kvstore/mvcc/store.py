@@ -1,0 +1,287 @@
+"""MvccStore: the replicated state in RocksDB, and the views that reads are served from.
+
+`latest` answers reads of the newest revision, `versions` finds old ones, `events` holds what happened
+(DESIGN.md). This module reads and keeps the few numbers that are the visible state; transaction.py is
+the only writer of keys.
+
+Visible is what the last whole batch made visible: rows of revisions above `current_revision` may lie in
+the database already (slices of a big delete, or what a crash left of one), and every reader passes over
+them. Replay writes the same rows again.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from struct import Struct
+from types import TracebackType
+from typing import Final, final
+
+from rocksdict import RdictIter, WriteBatch
+
+from kvstore.mvcc import schema
+from kvstore.mvcc.engine import Engine, Scan, StoreDamaged, StoreError, StoreInUse, UnknownStoreFormat, damaged
+from kvstore.mvcc.slices import MONOTONIC, SLICE_NS, Budget, Clock
+
+__all__ = [
+    "EngineReader",
+    "MvccStore",
+    "ReadView",
+    "Reader",
+    "StateRow",
+    "StoreDamaged",
+    "StoreError",
+    "StoreInUse",
+    "StoreOptions",
+    "UnknownStoreFormat",
+]
+
+REVISION_EMPTY: Final = 1  # of a store that nothing was ever written to (etcd)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreOptions:
+    slice_ns: int = SLICE_NS  # how long work may hold the loop before it pauses
+    clock: Clock = MONOTONIC  # says when to pause, and nothing else
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StateRow:
+    """The numbers that every batch carries, in one row."""
+
+    applied_index: int = 0
+    applied_term: int = 0
+    revision: int = REVISION_EMPTY
+    compact_revision: int = 0  # 0: never compacted
+    entry_time: int = 0  # of the last entry, nanoseconds since 1970
+
+    def encode(self) -> bytes:
+        return _STATE.pack(self.applied_index, self.applied_term, self.revision, self.compact_revision, self.entry_time)
+
+
+_STATE: Final = Struct(">QQQQq")
+
+
+def _decode_state(row: bytes) -> StateRow:
+    index, term, revision, compact_revision, entry_time = _STATE.unpack(row)
+    return StateRow(
+        applied_index=index,
+        applied_term=term,
+        revision=revision,
+        compact_revision=compact_revision,
+        entry_time=entry_time,
+    )
+
+
+class Reader(ABC):
+    """What ranges, events and hashes are read from: the store itself, a pinned view, or a write under way."""
+
+    current_revision: int  # the newest revision that may be asked for by number
+    compact_revision: int  # revisions below it can no longer be asked for
+
+    @property
+    @abstractmethod
+    def latest_revision(self) -> int:
+        """The revision that `latest` shows: above `current_revision` only inside a write."""
+
+    @abstractmethod
+    def get_latest(self, key: bytes) -> bytes | None:
+        """The encoded KeyValue of a live key."""
+
+    @abstractmethod
+    def scan_latest(self, low: bytes, high: bytes | None) -> "LatestScan":
+        """The live keys of [low, high)."""
+
+    @abstractmethod
+    def get(self, row: bytes) -> bytes | None:
+        """One row that never changes once it is visible: of `events` or `records`."""
+
+    @abstractmethod
+    def get_many(self, rows: list[bytes]) -> list[bytes | None]: ...
+
+    @abstractmethod
+    def scan(self, low: bytes, high: bytes) -> Scan:
+        """Rows of any kind but `latest`."""
+
+    @abstractmethod
+    def budget(self) -> Budget: ...
+
+
+class LatestScan(ABC):
+    """Chunks of live keys in key order."""
+
+    @abstractmethod
+    def rows(self, count: int) -> list[tuple[bytes, bytes]]:
+        """(row key, encoded KeyValue), at most `count`; empty at the end, and only there."""
+
+    @abstractmethod
+    def count(self, count: int) -> int:
+        """How many come next, at most `count`; 0 at the end, and only there. Passes over them."""
+
+
+@final
+class _PlainScan(LatestScan):
+    def __init__(self, scan: Scan) -> None:
+        self._scan = scan
+
+    def rows(self, count: int) -> list[tuple[bytes, bytes]]:
+        return self._scan.rows(count)
+
+    def count(self, count: int) -> int:
+        return len(self._scan.keys(count))
+
+
+class EngineReader(Reader):
+    """A Reader whose rows are all in the engine."""
+
+    def __init__(self, engine: Engine, options: StoreOptions) -> None:
+        self._engine = engine
+        self._options = options
+
+    @property
+    def latest_revision(self) -> int:
+        return self.current_revision
+
+    def get_latest(self, key: bytes) -> bytes | None:
+        return self._engine.get(b"l" + key)
+
+    def scan_latest(self, low: bytes, high: bytes | None) -> LatestScan:
+        return _PlainScan(self.scan(*schema.latest_rows(low, high)))
+
+    def get(self, row: bytes) -> bytes | None:
+        return self._engine.get(row)
+
+    def get_many(self, rows: list[bytes]) -> list[bytes | None]:
+        return self._engine.get_many(rows)
+
+    def scan(self, low: bytes, high: bytes) -> Scan:
+        return self._engine.scan(low, high)
+
+    def budget(self) -> Budget:
+        return Budget(self._options.clock, self._options.slice_ns)
+
+
+@final
+class ReadView(EngineReader):
+    """The store as it was when the view was made, whatever is applied or compacted since. Close it: it pins
+    files and memory. Scans of one view may take turns; its iterator is moved by each."""
+
+    def __init__(self, store: "MvccStore", engine: Engine, options: StoreOptions) -> None:
+        super().__init__(engine, options)
+        self.current_revision = store.current_revision
+        self.compact_revision = store.compact_revision
+        self._store = store
+        self._writes = store.writes
+        self._iterator: RdictIter | None = engine.iterator()
+
+    def get_latest(self, key: bytes) -> bytes | None:
+        if self._store.writes == self._writes:
+            return super().get_latest(key)
+        rows = self.scan(b"l" + key, b"l" + key + b"\0").rows(1)
+        return rows[0][1] if rows else None
+
+    def scan(self, low: bytes, high: bytes) -> Scan:
+        if self._store.writes == self._writes:
+            return super().scan(low, high)  # nothing has changed: a bounded iterator is cheaper
+        assert self._iterator is not None, "a closed view was read"
+        return Scan(self._engine, self._iterator, low, high)
+
+    def close(self) -> None:
+        self._iterator = None
+
+    def __enter__(self) -> "ReadView":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+@final
+class MvccStore(EngineReader):
+    """The open store. One loop uses it; nothing here is for other threads."""
+
+    def __init__(self, engine: Engine, options: StoreOptions) -> None:
+        super().__init__(engine, options)
+        self.engine = engine
+        self.options = options
+        self.writes = 0  # grows with every batch; a view whose number is this one is the store itself
+        self._load()
+
+    @classmethod
+    def open(cls, path: Path, options: StoreOptions | None = None) -> "MvccStore":
+        """Raises StoreError."""
+        engine = Engine(path)
+        try:
+            return cls(engine, options or StoreOptions())
+        except BaseException:
+            engine.close()
+            raise
+
+    def _load(self) -> None:
+        engine = self.engine
+        found = engine.get(schema.META_FORMAT)
+        if found is None:
+            if engine.scan(b"\0", b"\xff").keys(1):
+                raise UnknownStoreFormat(f"{engine.path} holds a database that is not a store of kvstore")
+            batch = WriteBatch(raw_mode=True)
+            batch.put(schema.META_FORMAT, schema.pack_u64(schema.FORMAT))
+            self.write(batch)
+        elif found != schema.pack_u64(schema.FORMAT):
+            raise UnknownStoreFormat(
+                f"the store in {engine.path} has format {int.from_bytes(found, 'big')}, this version knows "
+                f"{schema.FORMAT}: start it with the version that wrote it, or a newer one"
+            )
+        row = engine.get(schema.META_STATE)
+        try:
+            self._show(StateRow() if row is None else _decode_state(row))
+            self.seen = self._load_seen()
+        except (ValueError, ArithmeticError, OverflowError) as error:
+            raise damaged(engine.path, error) from error
+
+    def _load_seen(self) -> dict[int, tuple[int, int]]:
+        rows = self.engine.scan(schema.META_SEEN, schema.META_SEEN[:-1] + b"0").rows(1 << 20)
+        return {schema.unpack_u64(key[-8:]): schema.unpack_pair(value) for key, value in rows}
+
+    def _show(self, state: StateRow) -> None:
+        self.state = state
+        self.current_revision = state.revision
+        self.compact_revision = state.compact_revision
+        self.applied_index = state.applied_index
+        self.applied_term = state.applied_term
+        self.last_entry_time = state.entry_time
+
+    def view(self) -> ReadView:
+        return ReadView(self, self.engine, self.options)
+
+    def write(self, batch: WriteBatch) -> None:
+        """Rows that change nothing visible: slices, compaction, bootstrap."""
+        self.engine.write(batch)
+        self.writes += 1
+
+    def commit(self, batch: WriteBatch, state: StateRow) -> None:
+        """The batch that makes `state` visible, in one step."""
+        assert state.applied_index >= self.applied_index, (
+            f"applied index went back {self.applied_index} -> {state.applied_index}"
+        )
+        assert state.revision >= self.current_revision, (
+            f"revision went back {self.current_revision} -> {state.revision}"
+        )
+        batch.put(schema.META_STATE, state.encode())
+        self.write(batch)
+        self._show(state)
+
+    async def flush(self) -> int:
+        """Make the state durable. Returns an applied index that is on the disk for certain."""
+        # Taken before the flush: what is applied while it runs may not be in it.
+        index = self.applied_index
+        await self.engine.flush()
+        return index
+
+    def size_bytes(self) -> tuple[int, int]:
+        """(total, in use)."""
+        return self.engine.size_bytes()
+
+    def close(self) -> None:
+        """Views must be closed before: a live iterator keeps the lock of the directory."""
+        self.engine.close()

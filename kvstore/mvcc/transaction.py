@@ -1,0 +1,331 @@
+"""WriteGroup: what a list of entries changes, gathered until one WriteBatch makes all of it visible.
+
+New rows of `versions` and `events` go to a RocksDB batch as they arise. Changes of `latest` stay in an
+overlay until the commit, so that requests of the group see each other, and a hot key is written once:
+
+    get_latest(key)  =  overlay[key]            put or deleted one by one, newest
+                   else None                    in an interval that a big delete cleared
+                   else the row in the database
+
+`versions` and `events` rows of revisions that are not visible yet harm nobody (store.py), so a group that
+grows too large writes them early, in slices (`spill`). Only the commit touches `latest` and the visible
+numbers: readers see all of a group or nothing, and a crash leaves the state before it or after it.
+"""
+
+from bisect import bisect_left, insort
+from typing import Final, final
+
+from rocksdict import WriteBatch
+
+from kvstore.mvcc import schema
+from kvstore.mvcc.encoding import delete_event, key_of, key_value, put_event, varint
+from kvstore.mvcc.engine import Scan
+from kvstore.mvcc.events import AppliedEvent, RevisionEvents
+from kvstore.mvcc.slices import Budget
+from kvstore.mvcc.store import LatestScan, MvccStore, Reader, StateRow
+from kvstore.pb.kv_pb2 import KeyValue
+
+SPILL_BYTES: Final = 64 << 10  # of rows in a slice's batch: about 700 deletions, 1 ms in RocksDB with the GIL held
+BIG_DELETE: Final = 10_000  # keys; above it a delete goes by interval and its events are not handed over
+_CHUNK: Final = 256
+
+
+@final
+class WriteGroup(Reader):
+    """One at a time. A group that is not committed leaves nothing visible."""
+
+    def __init__(self, store: MvccStore) -> None:
+        self._store = store
+        self._engine_get = store.engine.get
+        self._rows = WriteBatch(raw_mode=True)
+        self._overlay: dict[bytes, bytes | None] = {}
+        self._sorted: list[bytes] | None = None  # of the overlay's keys, once somebody scans
+        self._cleared: list[tuple[bytes, bytes | None]] = []
+        self._cluster: dict[bytes, bytes] = {}  # rows of the member table
+        self._seen: dict[int, tuple[int, int]] = {}
+        self.current_revision = store.current_revision
+        self.compact_revision = store.compact_revision
+        self.entry_time = store.last_entry_time
+        self.events: list[RevisionEvents] = []
+        self._changes: list[AppliedEvent] = []  # of the request under way
+        self._sub = 0  # changes of the request under way
+        self._stored = False  # the request under way holds a big delete
+        self._mod = varint(self.current_revision + 1)
+        self.spills = 0
+
+    # -- reading -------------------------------------------------------------------------------------
+
+    @property
+    def latest_revision(self) -> int:
+        return self.current_revision + 1 if self._sub else self.current_revision
+
+    def get_latest(self, key: bytes) -> bytes | None:
+        if key in self._overlay:
+            return self._overlay[key]
+        if self._cleared and any(schema.contains(low, high, key) for low, high in self._cleared):
+            return None
+        return self._engine_get(b"l" + key)
+
+    def scan_latest(self, low: bytes, high: bytes | None) -> LatestScan:
+        if not self._overlay and not self._cleared:
+            return self._store.scan_latest(low, high)
+        return _OverlayScan(self._store, self._overlay, self._changed_in(low, high), self._cleared, low, high)
+
+    def _changed_in(self, low: bytes, high: bytes | None) -> list[bytes]:
+        if self._sorted is None:
+            self._sorted = sorted(self._overlay)
+        first = bisect_left(self._sorted, low)
+        return self._sorted[first : None if high is None else max(first, bisect_left(self._sorted, high))]
+
+    def get(self, row: bytes) -> bytes | None:
+        return self._store.get(row)
+
+    def get_many(self, rows: list[bytes]) -> list[bytes | None]:
+        return self._store.get_many(rows)
+
+    def scan(self, low: bytes, high: bytes) -> Scan:
+        return self._store.scan(low, high)
+
+    def budget(self) -> Budget:
+        return self._store.budget()
+
+    def is_seen(self, member: int, boot: int, sequence: int) -> bool:
+        """Applied before: the newest (boot, sequence) of each member is kept, and boots grow."""
+        seen = self._seen.get(member) or self._store.seen.get(member)
+        return seen is not None and (boot, sequence) <= seen
+
+    # -- writing -------------------------------------------------------------------------------------
+
+    def see(self, member: int, boot: int, sequence: int) -> None:
+        self._seen[member] = (boot, sequence)
+
+    def _set(self, key: bytes, kv: bytes | None) -> None:
+        if self._sorted is not None and key not in self._overlay:
+            insort(self._sorted, key)
+        self._overlay[key] = kv
+
+    def put(self, key: bytes, value: bytes, lease: int, prev: bytes | None) -> None:
+        """`prev`: what get_latest(key) says now."""
+        mod = self._mod
+        if prev is None:
+            kv = key_value(key, mod, mod, 1, value, lease)
+        else:
+            before = KeyValue.FromString(prev)
+            kv = key_value(key, varint(before.create_revision), mod, before.version + 1, value, lease)
+        event = put_event(kv)
+        revision, sub = self.current_revision + 1, self._sub
+        self._rows.put(schema.version_key(key, revision, sub), b"")
+        self._rows.put(schema.event_row(revision, sub), event)
+        self._set(key, kv)
+        self._changes.append(AppliedEvent(key, event, False, prev))
+        self._sub = sub + 1
+
+    def _delete_rows(self, key: bytes) -> bytes:
+        event = delete_event(key, self._mod)
+        revision, sub = self.current_revision + 1, self._sub
+        self._rows.put(schema.version_key(key, revision, sub), schema.TOMBSTONE)
+        self._rows.put(schema.event_row(revision, sub), event)
+        self._sub = sub + 1
+        return event
+
+    def delete(self, key: bytes, prev: bytes) -> None:
+        """One live key, whose encoded KeyValue is `prev`."""
+        event = self._delete_rows(key)
+        self._set(key, None)
+        self._changes.append(AppliedEvent(key, event, True, prev))
+
+    async def delete_range(self, low: bytes, high: bytes | None, prevs: list[bytes] | None) -> int:
+        """Delete the live keys of [low, high); their KeyValues are added to `prevs` where one is given.
+
+        In slices. Nothing of the group may read or write meanwhile: apply is one coroutine.
+        """
+        budget = self.budget()
+        scan = self.scan_latest(low, high)
+        waiting: list[list[bytes]] = []  # encoded KeyValues, while the delete may still be small
+        count, big = 0, False
+        while rows := scan.rows(_CHUNK):
+            waiting.append([kv for _, kv in rows])
+            count += len(rows)
+            if prevs is not None:
+                prevs += waiting[-1]
+            big = big or self._sub + count > BIG_DELETE
+            if big:
+                await self._delete_unseen(waiting, budget)
+                waiting = []
+            await budget.pause_if_spent()
+        if big:
+            self._clear(low, high)
+        for chunk in waiting:
+            for kv in chunk:
+                self.delete(key_of(kv), kv)
+            await self.spill_if_large(budget)
+            await budget.pause_if_spent()
+        return count
+
+    async def _delete_unseen(self, chunks: list[list[bytes]], budget: Budget) -> None:
+        """Rows that nobody sees before the commit; `latest` follows by `_clear`."""
+        for chunk in chunks:
+            for kv in chunk:
+                self._delete_rows(key_of(kv))
+            await self.spill_if_large(budget)
+            await budget.pause_if_spent()
+
+    def _clear(self, low: bytes, high: bytes | None) -> None:
+        """All keys of [low, high) are gone from `latest`, by one range tombstone at the commit."""
+        self._stored = True
+        self._cleared.append((low, high))
+        for key in self._changed_in(low, high):
+            del self._overlay[key]
+        self._sorted = None
+
+    def compact(self, revision: int) -> None:
+        assert self.compact_revision < revision <= self.current_revision
+        self.compact_revision = revision
+
+    def get_cluster_row(self, row: bytes) -> bytes | None:
+        return self._cluster.get(row) or self._store.get(row)
+
+    def put_cluster_row(self, row: bytes, value: bytes) -> None:
+        self._cluster[row] = value
+
+    def end_request(self) -> bool:
+        """All changes since the last call are one revision. True when there are any."""
+        if not self._sub:
+            return False
+        self.current_revision += 1
+        self.events.append(RevisionEvents(self.current_revision, [] if self._stored else self._changes, self._stored))
+        self._changes = []
+        self._sub = 0
+        self._stored = False
+        self._mod = varint(self.current_revision + 1)
+        return True
+
+    def put_record(self, record: bytes) -> None:
+        """The EntryRecord of an entry whose last revision is the current one."""
+        self._rows.put(schema.record_row(self.current_revision), record)
+
+    # -- to the engine -------------------------------------------------------------------------------
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the rows not yet written, without the overlay."""
+        size: int = self._rows.size_in_bytes()
+        return size
+
+    async def spill(self, budget: Budget) -> None:
+        """Write the rows gathered so far. They stay invisible until the commit."""
+        if self._rows.is_empty():
+            return
+        await self._store.engine.settle(budget)
+        self._store.write(self._rows)
+        self._rows = WriteBatch(raw_mode=True)
+        self.spills += 1
+
+    async def spill_if_large(self, budget: Budget) -> None:
+        if self._rows.size_in_bytes() >= SPILL_BYTES:
+            await self.spill(budget)
+
+    async def commit(self, applied_index: int, applied_term: int) -> None:
+        """Everything becomes visible. The group is used up."""
+        await self._store.engine.settle(self.budget())
+        batch = self._rows
+        for low, high in self._cleared:
+            batch.delete_range(*schema.latest_rows(low, high))
+        # After the intervals: the overlay is newer than all of them.
+        for key, kv in self._overlay.items():
+            if kv is None:
+                batch.delete(b"l" + key)
+            else:
+                batch.put(b"l" + key, kv)
+        for row, value in self._cluster.items():
+            batch.put(row, value)
+        for member, (boot, sequence) in self._seen.items():
+            batch.put(schema.seen_row(member), schema.pack_pair(boot, sequence))
+        self._store.commit(
+            batch,
+            StateRow(
+                applied_index=applied_index,
+                applied_term=applied_term,
+                revision=self.current_revision,
+                compact_revision=self.compact_revision,
+                entry_time=self.entry_time,
+            ),
+        )
+        self._store.seen.update(self._seen)
+
+
+class _EmptyScan(LatestScan):
+    def rows(self, count: int) -> list[tuple[bytes, bytes]]:
+        return []
+
+    def count(self, count: int) -> int:
+        return 0
+
+
+_NOTHING: Final = _EmptyScan()
+
+
+@final
+class _OverlayScan(LatestScan):
+    """Live keys of the database, without those cleared, merged with the overlay's."""
+
+    def __init__(
+        self,
+        store: MvccStore,
+        overlay: dict[bytes, bytes | None],
+        changed: list[bytes],
+        cleared: list[tuple[bytes, bytes | None]],
+        low: bytes,
+        high: bytes | None,
+    ) -> None:
+        # Copied: a delete that walks this scan changes the overlay behind it.
+        self._changed = [(b"l" + key, overlay[key]) for key in reversed(changed)]  # next one last
+        self._hidden = {b"l" + key for key in changed}
+        self._cleared = [schema.latest_rows(*interval) for interval in cleared]
+        self._store = store
+        self._high = high
+        self._scan = store.scan_latest(low, high)
+        self._ahead: list[tuple[bytes, bytes]] = []  # rows of the database, not yet handed out
+        self._ended = False
+
+    def _refill(self) -> None:
+        while not self._ahead and not self._ended:
+            rows = self._scan.rows(_CHUNK)
+            self._ended = not rows
+            for row, kv in rows:
+                high = self._cleared_to(row)
+                if high is not None:
+                    # Straight behind what a big delete of this group cleared, instead of through it.
+                    self._scan = self._store.scan_latest(high[1:], self._high) if high[:1] == b"l" else _NOTHING
+                    break
+                if row not in self._hidden:
+                    self._ahead.append((row, kv))
+
+    def _cleared_to(self, row: bytes) -> bytes | None:
+        for low, high in self._cleared:
+            if low <= row < high:
+                return high
+        return None
+
+    def rows(self, count: int) -> list[tuple[bytes, bytes]]:
+        while True:
+            self._refill()
+            # Up to the last row at hand, the order of both is known; behind the end only the overlay's are left.
+            taken, self._ahead = self._ahead[:count], self._ahead[count:]
+            merged = list(taken)
+            while self._changed and (not taken or self._changed[-1][0] < taken[-1][0]):
+                row, kv = self._changed.pop()
+                if kv is not None:
+                    merged.append((row, kv))
+            merged.sort()
+            if len(merged) > count:
+                self._put_back(merged[count:])
+                del merged[count:]
+            if merged or (self._ended and not self._changed):
+                return merged
+
+    def _put_back(self, rows: list[tuple[bytes, bytes]]) -> None:
+        self._ahead = rows + self._ahead
+
+    def count(self, count: int) -> int:
+        return len(self.rows(count))

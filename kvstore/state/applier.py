@@ -1,0 +1,187 @@
+"""Applier: the replicated state machine. Committed entries in; a new state, events and results out.
+
+Apply is a function of the state and the entry (ARCHITECTURE decision 14): no clock, setting, cache or
+progress of physical work decides an outcome. How entries are grouped into WriteBatches is such progress:
+a group ends when it is large enough or the list does, and nothing can tell afterwards.
+
+An error that every member meets alike is a value in the result. Anything else (an unknown type of
+request, a row that is not there) is raised and must stop the member: to skip it would be to diverge.
+
+Results are built only for requests that this member took in since it started, for nobody else waits.
+"""
+
+from struct import Struct
+from typing import Final, Protocol, TypeAlias, final
+
+from kvstore import errors
+from kvstore.errors import KvError
+from kvstore.mvcc.encoding import field, varint
+from kvstore.mvcc.events import RevisionEvents
+from kvstore.mvcc.store import MvccStore
+from kvstore.mvcc.transaction import WriteGroup
+from kvstore.pb.command_pb2 import Request, RequestBatch
+from kvstore.pb.rpc_pb2 import PutRequest
+from kvstore.state import cluster
+from kvstore.state.checks import check_delete_range, check_put, check_txn
+from kvstore.state.command import UnknownRequest, decode_batch
+from kvstore.state.txn import AppliedResult, delete_range, put, refuse_put, txn
+
+__all__ = ["Applier", "ApplySinks", "AppliedResult", "LogEntry", "Result"]
+
+Result: TypeAlias = AppliedResult | KvError
+
+COMMAND: Final = 0  # the kind of entry that carries a RequestBatch
+GROUP_BYTES: Final = 512 << 10  # of new rows; a group ends behind the entry that reaches it
+
+_PAUSE_MASK: Final = 15  # the clock is looked at every 16 requests; long ones pause by themselves
+
+_FIXED64: Final = Struct("<Q")
+_SFIXED64: Final = Struct("<q")
+
+
+class LogEntry(Protocol):
+    """raft.Entry, as far as apply looks at it."""
+
+    index: int
+    term: int
+    data: bytes
+
+    @property
+    def kind(self) -> int: ...
+
+
+class ApplySinks(Protocol):
+    """Who wants to know. Called in this order after each batch has become visible; must not raise."""
+
+    def events(self, batch: list[RevisionEvents]) -> None: ...
+
+    def results(self, results: list[tuple[int, Result]]) -> None:
+        """(sequence, result) of this member's requests of this boot."""
+
+    def applied(self, index: int, term: int) -> None: ...
+
+
+@final
+class Applier:
+    def __init__(self, store: MvccStore, member_id: int, boot: int, sinks: ApplySinks) -> None:
+        self._store = store
+        self._member_id = member_id
+        self._boot = boot
+        self._sinks = sinks
+
+    @property
+    def applied_index(self) -> int:
+        return self._store.applied_index
+
+    async def apply(self, entries: list[LogEntry]) -> None:
+        """In order, each entry once. Entries at or below `applied_index` must not come."""
+        group, results = WriteGroup(self._store), []
+        for entry in entries:
+            assert entry.index > self._store.applied_index, f"entry {entry.index} is applied already"
+            if entry.kind == COMMAND:
+                results += await self._apply_batch(group, entry)
+            if group.size_bytes >= GROUP_BYTES:
+                await self._commit(group, entry, results)
+                group, results = WriteGroup(self._store), []
+        if entries and entries[-1].index > self._store.applied_index:
+            await self._commit(group, entries[-1], results)
+
+    async def _commit(self, group: WriteGroup, entry: LogEntry, results: list[tuple[int, Result]]) -> None:
+        await group.commit(entry.index, entry.term)
+        sinks = self._sinks
+        if group.events:
+            sinks.events(group.events)
+        if results:
+            sinks.results(results)
+        sinks.applied(entry.index, entry.term)
+
+    async def _apply_batch(self, group: WriteGroup, entry: LogEntry) -> list[tuple[int, Result]]:
+        batch: RequestBatch = decode_batch(entry.data)
+        group.entry_time = max(group.entry_time, batch.time)
+        results: list[tuple[int, Result]] = []
+        origins: list[bytes] = []
+        budget = group.budget()
+        for position, request in enumerate(batch.requests):
+            member, boot, sequence = request.member, request.boot, request.sequence
+            ours = member == self._member_id and boot == self._boot
+            if group.is_seen(member, boot, sequence):
+                # Forwarded twice, or overtaken by a later one: whoever still waits for it cannot know.
+                if ours:
+                    results.append((sequence, errors.TIMEOUT))
+                continue
+            group.see(member, boot, sequence)
+            if request.HasField("put"):
+                result = _apply_put(group, request.put, ours)
+            else:
+                result = await self._apply_request(group, request, ours)
+            if group.end_request():
+                origins.append(_origin(group.current_revision, position, request))
+            if ours:
+                results.append((sequence, result))
+            if position & _PAUSE_MASK == _PAUSE_MASK:
+                await budget.pause_if_spent()
+        if origins:
+            group.put_record(_record(entry, group.entry_time, origins))
+        return results
+
+    async def _apply_request(self, group: WriteGroup, request: Request, answer: bool) -> Result:
+        op = request.WhichOneof("op")
+        try:
+            if op == "txn":
+                check_txn(request.txn, None)
+                return await txn(group, request.txn, answer)
+            if op == "delete_range":
+                check_delete_range(request.delete_range)
+                body = await delete_range(group, request.delete_range, answer)
+                return AppliedResult(group.latest_revision, body)
+            if op == "compaction":
+                return _apply_compaction(group, request.compaction.revision)
+            if op == "member_publish":
+                return cluster.apply_publish(group, request.member_publish)
+        except KvError as error:
+            return error.with_traceback(None)
+        raise UnknownRequest(f"a request of type {op}: upgrade this member")
+
+
+def _apply_put(group: WriteGroup, request: PutRequest, answer: bool) -> Result:
+    """Nearly all requests are puts without options, so these pay for one look at each option only."""
+    lease, ignores = request.lease, request.ignore_value or request.ignore_lease
+    key = request.key
+    if key and not lease and not ignores and not request.prev_kv:
+        group.put(key, request.value, 0, group.get_latest(key))
+        return AppliedResult(group.current_revision + 1, b"")
+    try:
+        check_put(request)
+    except KvError as error:
+        return error.with_traceback(None)
+    refused = refuse_put(group, request)
+    if refused is not None:
+        return refused
+    body = put(group, request, answer)
+    return AppliedResult(group.latest_revision, body)
+
+
+def _apply_compaction(group: WriteGroup, revision: int) -> Result:
+    """Logical, and at once; compaction.py removes the rows later."""
+    if revision > group.current_revision:
+        return errors.FUTURE_REVISION
+    if revision <= group.compact_revision:
+        return errors.COMPACTED
+    group.compact(revision)
+    return AppliedResult(group.current_revision, b"")
+
+
+def _origin(revision: int, position: int, request: Request) -> bytes:
+    """An encoded EntryRecord.origins field."""
+    origin = b"\x08%b\x10%b\x19%b" % (varint(revision), varint(position), _FIXED64.pack(request.member))
+    if request.user:
+        origin += field(b"\x22", request.user.encode())
+    if request.request_id:
+        origin += field(b"\x2a", request.request_id.encode())
+    return b"\x22%b%b" % (varint(len(origin)), origin)
+
+
+def _record(entry: LogEntry, time_ns: int, origins: list[bytes]) -> bytes:
+    """An encoded EntryRecord: who, when and why of an entry's revisions."""
+    head = b"\x08%b\x10%b\x19%b" % (varint(entry.index), varint(entry.term), _SFIXED64.pack(time_ns))
+    return head + b"".join(origins)

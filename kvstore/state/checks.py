@@ -1,0 +1,156 @@
+"""Requests that no state can make right: checked where they arrive, to fail fast, and again by apply.
+
+The texts and their order are etcd's (api/v3rpc/key.go: checkRangeRequest, checkPutRequest,
+checkTxnRequest, checkIntervals). Every function raises KvError or returns None.
+
+Apply passes no operation budget: that is a setting of the member where the client is connected, and a
+setting must never decide an outcome.
+"""
+
+from bisect import bisect_right
+from typing import Final
+
+from kvstore import errors
+from kvstore.errors import KvError
+from kvstore.mvcc.schema import range_bounds
+from kvstore.pb.rpc_pb2 import (
+    CompactionRequest,
+    Compare,
+    DeleteRangeRequest,
+    PutRequest,
+    RangeRequest,
+    RequestOp,
+    TxnRequest,
+)
+
+_SORT_ORDERS: Final = frozenset(RangeRequest.SortOrder.values())
+_SORT_TARGETS: Final = frozenset(RangeRequest.SortTarget.values())
+
+
+def _refuse(error: KvError) -> KvError:
+    # The table's errors live for ever: without this, each would keep the frames of its last raise.
+    return error.with_traceback(None)
+
+
+def check_range(request: RangeRequest) -> None:
+    if not request.key:
+        raise _refuse(errors.KEY_NOT_PROVIDED)
+    if request.sort_order not in _SORT_ORDERS or request.sort_target not in _SORT_TARGETS:
+        raise _refuse(errors.INVALID_SORT_OPTION)
+
+
+def check_put(request: PutRequest) -> None:
+    if not request.key:
+        raise _refuse(errors.KEY_NOT_PROVIDED)
+    if request.ignore_value and request.value:
+        raise _refuse(errors.VALUE_PROVIDED)
+    if request.ignore_lease and request.lease:
+        raise _refuse(errors.LEASE_PROVIDED)
+
+
+def check_delete_range(request: DeleteRangeRequest) -> None:
+    if not request.key:
+        raise _refuse(errors.KEY_NOT_PROVIDED)
+
+
+def check_compaction(request: CompactionRequest) -> None:
+    """Whether a revision can be compacted depends on the state alone: nothing to refuse beforehand."""
+    del request
+
+
+def check_txn(request: TxnRequest, max_ops: int | None) -> None:
+    """max_ops: --max-txn-ops, shared by all levels of nesting; None: no limit."""
+    _check_txn(request, max_ops)
+    _check_branch(list(request.success))
+    _check_branch(list(request.failure))
+
+
+def _check_txn(request: TxnRequest, max_ops: int | None) -> None:
+    left = None
+    if max_ops is not None:
+        left = max_ops - max(len(request.compare), len(request.success), len(request.failure))
+        if left < 0:
+            raise _refuse(errors.TOO_MANY_OPS)
+    for compare in request.compare:
+        _check_compare(compare)
+    for branch in (request.success, request.failure):
+        for op in branch:
+            _check_op(op, left)
+
+
+def _check_compare(compare: Compare) -> None:
+    if not compare.key:
+        raise _refuse(errors.KEY_NOT_PROVIDED)
+
+
+def _check_op(op: RequestOp, left: int | None) -> None:
+    kind = op.WhichOneof("request")
+    if kind == "request_range":
+        check_range(op.request_range)
+    elif kind == "request_put":
+        check_put(op.request_put)
+    elif kind == "request_delete_range":
+        check_delete_range(op.request_delete_range)
+    elif kind == "request_txn":
+        _check_txn(op.request_txn, left)
+    else:
+        raise _refuse(errors.KEY_NOT_FOUND)
+
+
+class _Intervals:
+    """Disjoint, sorted [low, high) of deleted keys; high None: no end."""
+
+    def __init__(self, intervals: list[tuple[bytes, bytes | None]]) -> None:
+        merged: list[tuple[bytes, bytes | None]] = []
+        for low, high in sorted((i for i in intervals if i[1] is None or i[0] < i[1]), key=lambda i: i[0]):
+            if merged and (merged[-1][1] is None or low <= merged[-1][1]):
+                last_low, last_high = merged[-1]
+                if last_high is not None:
+                    merged[-1] = (last_low, None if high is None else max(last_high, high))
+            else:
+                merged.append((low, high))
+        self.merged = merged
+        self._lows = [low for low, _ in merged]
+
+    def __contains__(self, key: bytes) -> bool:
+        at = bisect_right(self._lows, key) - 1
+        if at < 0:
+            return False
+        high = self.merged[at][1]
+        return high is None or key < high
+
+
+def _check_branch(ops: list[RequestOp]) -> tuple[set[bytes], _Intervals]:
+    """No key may be put twice, nor put where it is deleted. Returns what the branch puts and deletes.
+
+    Deletes of this level count before everything, those of a nested txn from that txn on, and puts of
+    this level last (etcd checkIntervals): a nested put followed by a nested delete of it is allowed.
+    """
+    deletes = _Intervals(
+        [
+            range_bounds(op.request_delete_range.key, op.request_delete_range.range_end)
+            for op in ops
+            if op.HasField("request_delete_range")
+        ]
+    )
+    puts: set[bytes] = set()
+    for op in ops:
+        if not op.HasField("request_txn"):
+            continue
+        then_puts, then_deletes = _check_branch(list(op.request_txn.success))
+        else_puts, else_deletes = _check_branch(list(op.request_txn.failure))
+        # Only one of the two branches runs, so they may share keys with each other.
+        for key in then_puts | else_puts:
+            if key in puts or key in deletes:
+                raise _refuse(errors.DUPLICATE_KEY)
+        puts |= then_puts | else_puts
+        if then_deletes.merged or else_deletes.merged:
+            deletes = _Intervals(deletes.merged + then_deletes.merged + else_deletes.merged)
+    for op in ops:
+        if not op.HasField("request_put"):
+            continue
+        key = op.request_put.key
+        if key in puts or key in deletes:
+            raise _refuse(errors.DUPLICATE_KEY)
+        puts.add(key)
+    return puts, deletes

@@ -1,0 +1,133 @@
+"""Entries, sinks and whole-state hashes for tests of the replicated state."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import final
+
+from google.protobuf.message import Message
+
+from kvstore.mvcc import schema
+from kvstore.mvcc.events import RevisionEvents
+from kvstore.mvcc.store import MvccStore, StoreOptions
+from kvstore.pb import rpc_pb2 as pb
+from kvstore.state.applier import Applier, AppliedResult, LogEntry, Result
+from kvstore.state.command import Op, encode_batch, encode_request
+
+MEMBER = 7
+OPS: dict[type[Message], Op] = {
+    pb.PutRequest: Op.PUT,
+    pb.DeleteRangeRequest: Op.DELETE_RANGE,
+    pb.TxnRequest: Op.TXN,
+    pb.CompactionRequest: Op.COMPACTION,
+}
+RESPONSES: dict[type[Message], type[Message]] = {
+    pb.PutRequest: pb.PutResponse,
+    pb.DeleteRangeRequest: pb.DeleteRangeResponse,
+    pb.TxnRequest: pb.TxnResponse,
+    pb.CompactionRequest: pb.CompactionResponse,
+}
+
+
+@final
+class Entry:
+    def __init__(self, index: int, data: bytes, term: int = 1, kind: int = 0) -> None:
+        self.index = index
+        self.term = term
+        self.data = data
+        self.kind = kind
+
+
+@final
+class Sinks:
+    def __init__(self) -> None:
+        self.revisions: list[RevisionEvents] = []
+        self.answers: dict[int, Result] = {}
+        self.index = 0
+
+    def events(self, batch: list[RevisionEvents]) -> None:
+        self.revisions += batch
+
+    def results(self, results: list[tuple[int, Result]]) -> None:
+        for sequence, result in results:
+            assert sequence not in self.answers or self.answers[sequence] is not None
+            self.answers[sequence] = result
+
+    def applied(self, index: int, term: int) -> None:
+        self.index = index
+
+
+def entry(index: int, first_sequence: int, requests: Sequence[Message], member: int = MEMBER, boot: int = 1) -> Entry:
+    wrapped = [
+        encode_request(OPS[type(request)], request.SerializeToString(), member, boot, first_sequence + at)
+        for at, request in enumerate(requests)
+    ]
+    return Entry(index, encode_batch(1000 + index, wrapped))
+
+
+@final
+class State:
+    """A store with its applier, fed request by request."""
+
+    def __init__(self, path: Path, member: int = MEMBER, options: StoreOptions | None = None) -> None:
+        self.store = MvccStore.open(path, options)
+        self.sinks = Sinks()
+        self.applier = Applier(self.store, member, 1, self.sinks)
+        self.sequence = 0
+
+    async def apply(self, *requests: Message) -> list[Result]:
+        """One entry with all of them; their results."""
+        first = self.sequence + 1
+        self.sequence += len(requests)
+        await self.feed([entry(self.store.applied_index + 1, first, requests)])
+        return [self.sinks.answers[first + at] for at in range(len(requests))]
+
+    async def feed(self, entries: Sequence[Entry]) -> None:
+        given: list[LogEntry] = list(entries)
+        await self.applier.apply(given)
+
+    async def put(self, key: bytes, value: bytes = b"v") -> int:
+        (result,) = await self.apply(pb.PutRequest(key=key, value=value))
+        assert isinstance(result, AppliedResult)
+        return result.revision
+
+    async def delete(self, key: bytes, range_end: bytes = b"") -> int:
+        (result,) = await self.apply(pb.DeleteRangeRequest(key=key, range_end=range_end))
+        assert isinstance(result, AppliedResult)
+        return result.revision
+
+    def close(self) -> None:
+        self.store.close()
+
+
+def response(request: Message, result: Result) -> Message:
+    """The whole response as a client would parse it."""
+    assert isinstance(result, AppliedResult), result
+    message = RESPONSES[type(request)].FromString(result.body)
+    message.header.revision = result.revision  # type: ignore[attr-defined]
+    return message
+
+
+def state_hash(store: MvccStore) -> str:
+    """Of everything that replicas must agree on: all visible rows but what physical compaction may have removed."""
+    digest = hashlib.sha256()
+    settled = b""
+    scan = store.engine.scan(b"\0", b"\xff")
+    while rows := scan.rows(1000):
+        for key, value in rows:
+            if key == schema.META_COMPACTED:
+                continue
+            if key[:1] == schema.EVENT and schema.split_event(key)[0] > store.current_revision:
+                continue
+            if key[:1] == schema.RECORD and schema.unpack_u64(key[1:]) > store.current_revision:
+                continue
+            if key[:1] == schema.VERSION:
+                prefix, revision, _ = schema.split_version(key)
+                if revision > store.current_revision or prefix == settled:
+                    continue
+                if revision <= store.compact_revision:
+                    settled = prefix
+                    if value == schema.TOMBSTONE:
+                        continue
+            digest.update(b"%d %b %d %b" % (len(key), key, len(value), value))
+    return digest.hexdigest()
