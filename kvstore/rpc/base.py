@@ -10,9 +10,12 @@ Identity (de)serialisers are used for hot methods: `Call.request` is what came o
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
-from kvstore.errors import KvError
+from kvstore.errors import Code, KvError
+
+# What a client sees of a bug of ours; the traceback is in the log.
+UNEXPECTED: Final = KvError(Code.INTERNAL, "etcdserver: internal error; see the member's log")
 
 
 class Call(ABC):

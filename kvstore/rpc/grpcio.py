@@ -1,0 +1,414 @@
+"""The RPC seam over grpc.aio.
+
+grpc.aio makes tasks of its own for each call; what this file adds is no further one. A hot unary call
+waits on a future; all calls of a method that one tick of the loop brought go to its handler as one list
+(grpc.aio brings few per tick; a front that brings more changes nothing above this seam):
+
+    socket -> grpc-core -> behaviour(request, context) ... behaviour(request, context)
+                                    |  call_soon, once                |  await future
+                              handler([call, call, ...])  ....  call.reply(bytes)
+
+A bidirectional stream has two tasks: grpc.aio's own reads, one of ours writes. `Stream.send` only
+queues; a write ends when HTTP/2 flow control let the message go, so `queued_bytes` is what the reader
+has not made room for.
+
+Every error leaves through `_abort`: a KvError becomes its status, with its exact text. Generated code is
+wrapped once, at registration: parsing happens in our hands, so that malformed bytes are an answer
+(INTERNAL, as Go's servers say it) and not a traceback, and a method that nobody implemented says so.
+"""
+
+import asyncio
+import inspect
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, final
+
+import grpc
+import grpc.aio
+import structlog
+from google.protobuf.message import DecodeError
+
+from kvstore.errors import MALFORMED, Code, KvError, unimplemented
+from kvstore.rpc.address import can_listen, host_port
+from kvstore.rpc.base import UNEXPECTED, Call, CallHandler, RpcServer, Stream, StreamHandlerFactory
+from kvstore.rpc.options import MESSAGE_BYTES_MAX, ChannelOptions, ServerOptions
+
+log = structlog.get_logger(__name__)
+
+MethodHandler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+
+if TYPE_CHECKING:
+    GenericHandler = grpc.GenericRpcHandler[Any, Any]
+else:
+    GenericHandler = grpc.GenericRpcHandler  # generic in the stubs only
+
+EOF: Any = grpc.aio.EOF  # type: ignore[attr-defined]  # missing in the stubs
+STATUS = {Code(status.value[0]): status for status in grpc.StatusCode}
+
+
+def channel(target: str, options: ChannelOptions) -> grpc.aio.Channel:
+    """A plaintext channel to one member."""
+    return grpc.aio.insecure_channel(
+        host_port(target),
+        options=[
+            ("grpc.max_receive_message_length", options.receive_bytes_max),
+            ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
+            ("grpc.keepalive_time_ms", options.keepalive_time_ms),
+            ("grpc.keepalive_timeout_ms", options.keepalive_timeout_ms),
+            ("grpc.initial_reconnect_backoff_ms", options.reconnect_backoff_ms_min),
+            ("grpc.min_reconnect_backoff_ms", options.reconnect_backoff_ms_max),
+            ("grpc.max_reconnect_backoff_ms", options.reconnect_backoff_ms_max),
+            # A request that may have been sent is sent again by nobody but the caller.
+            ("grpc.enable_retries", 0),
+            # Members are addressed directly; an http_proxy of the environment is for the internet.
+            ("grpc.enable_http_proxy", 0),
+            # Channels that share a connection would also share its fate and its flow control.
+            ("grpc.use_local_subchannel_pool", 1),
+        ],
+    )
+
+
+def server_arguments(options: ServerOptions) -> list[tuple[str, int]]:
+    return [
+        ("grpc.max_receive_message_length", options.receive_bytes_max),
+        ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
+        ("grpc.max_concurrent_streams", options.max_concurrent_streams),
+        ("grpc.max_metadata_size", options.metadata_bytes_max),
+        ("grpc.absolute_max_metadata_size", 2 * options.metadata_bytes_max),
+        # Without the second and third, a ping on a connection that has no call counts against 2 hours.
+        ("grpc.http2.min_ping_interval_without_data_ms", options.ping_interval_min_ms),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", options.ping_interval_min_ms),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.keepalive_time_ms", options.keepalive_time_ms),
+        ("grpc.keepalive_timeout_ms", options.keepalive_timeout_ms),
+        ("grpc.server_handshake_timeout_ms", options.handshake_timeout_ms),
+        ("grpc.server.max_pending_requests", options.pending_calls_max),
+        ("grpc.server.max_pending_requests_hard_limit", 2 * options.pending_calls_max),
+        ("grpc.so_reuseport", 0),  # two members on one port must fail, not share it
+    ]
+
+
+async def _abort(context: Any, error: KvError) -> NoReturn:
+    """The one place where an error becomes a status."""
+    await context.abort(STATUS[error.code], error.message)
+    raise AssertionError("abort returned")
+
+
+class CallContext:
+    """What grpc knows of a call while it runs. Afterwards its memory is gone: asking then is a crash."""
+
+    __slots__ = ("_context",)
+
+    def __init__(self, context: Any) -> None:
+        self._context = context
+
+    def end(self) -> None:
+        self._context = None
+
+    @property
+    def metadata(self) -> Mapping[str, str | bytes]:
+        return dict(self._context.invocation_metadata() or ()) if self._context else {}
+
+    @property
+    def peer(self) -> str:
+        return str(self._context.peer()) if self._context else ""
+
+    @property
+    def time_remaining(self) -> float | None:
+        return self._context.time_remaining() if self._context else 0.0
+
+
+@final
+class GrpcioCall(CallContext, Call):
+    __slots__ = ("_future", "request")
+
+    def __init__(self, request: bytes, context: Any, future: asyncio.Future[bytes | KvError]) -> None:
+        super().__init__(context)
+        self.request = request
+        self._future = future
+
+    @property
+    def cancelled(self) -> bool:
+        return self._future.cancelled()
+
+    def reply(self, response: bytes) -> None:
+        if not self._future.done():
+            self._future.set_result(response)
+
+    def fail(self, error: KvError) -> None:
+        # As a result and not as an exception: nobody may be left to look at it.
+        if not self._future.done():
+            self._future.set_result(error)
+
+
+@final
+class CallCollector:
+    """One hot unary method: gathers the calls of a tick."""
+
+    __slots__ = ("_calls", "_handler", "_loop")
+
+    def __init__(self, handler: CallHandler) -> None:
+        self._handler = handler
+        self._calls: list[Call] = []
+        self._loop = asyncio.get_running_loop()
+
+    async def serve(self, request: bytes, context: Any) -> bytes:
+        future: asyncio.Future[bytes | KvError] = self._loop.create_future()
+        if not self._calls:
+            self._loop.call_soon(self._deliver)
+        call = GrpcioCall(request, context, future)
+        self._calls.append(call)
+        try:
+            answer = await future
+        finally:
+            call.end()
+        if isinstance(answer, KvError):
+            await _abort(context, answer)
+        return answer
+
+    def _deliver(self) -> None:
+        calls, self._calls = self._calls, []
+        try:
+            self._handler(calls)
+        except Exception:  # top of the handler: its bug must not leave the callers waiting
+            log.exception("call handler failed")
+            for call in calls:
+                call.fail(UNEXPECTED)
+
+
+@final
+class GrpcioStream(CallContext, Stream):
+    """Both directions of one bidirectional call."""
+
+    def __init__(self, context: Any, factory: StreamHandlerFactory) -> None:
+        super().__init__(context)
+        self._queue: deque[bytes] = deque()
+        self._queued_bytes = 0
+        self._wakeup = asyncio.Event()
+        self._closing = False
+        self._error: KvError | None = None
+        self._handler = factory(self)
+
+    @property
+    def queued_bytes(self) -> int:
+        return self._queued_bytes
+
+    def send(self, messages: list[bytes]) -> None:
+        if self._closing:
+            return
+        self._queue.extend(messages)
+        self._queued_bytes += sum(map(len, messages))
+        self._wakeup.set()
+
+    def close(self, error: KvError | None = None) -> None:
+        if self._closing:
+            return
+        self._closing = True
+        self._error = error
+        self._wakeup.set()
+
+    async def serve(self) -> None:
+        """Run until the service closed the stream and all is written, or the client is gone."""
+        reading = asyncio.create_task(self._read())
+        context = self._context
+        try:
+            await self._write()
+        finally:
+            reading.cancel()
+            self._closing = True
+            self._queue.clear()
+            self._queued_bytes = 0
+            self._handler.closed()
+            self.end()
+        if self._error is not None:
+            await _abort(context, self._error)
+
+    async def _read(self) -> None:
+        while not self._closing:
+            message = await self._context.read()
+            if message is EOF:
+                self._guarded(self._handler.half_closed)
+                return
+            self._guarded(self._handler.received, [message])
+
+    async def _write(self) -> None:
+        while True:
+            while self._queue:
+                message = self._queue.popleft()
+                await self._context.write(message)
+                self._queued_bytes -= len(message)
+            if self._closing:
+                return
+            self._wakeup.clear()
+            self._guarded(self._handler.drained)
+            if not self._queue:
+                await self._wakeup.wait()
+
+    def _guarded(self, callback: Callable[..., None], *arguments: Any) -> None:
+        try:
+            callback(*arguments)
+        except Exception:  # top of the handler: its bug must not leave the client waiting
+            log.exception("stream handler failed")
+            self.close(UNEXPECTED)
+
+
+def _stream_behaviour(factory: StreamHandlerFactory) -> Callable[[Any, Any], Awaitable[None]]:
+    async def serve(_: AsyncIterator[bytes], context: Any) -> None:
+        await GrpcioStream(context, factory).serve()
+
+    return serve
+
+
+@final
+class GeneratedMethod:
+    """One method of a generated servicer, with parsing and errors in our hands."""
+
+    def __init__(self, path: str, handler: Any) -> None:
+        self._path = path
+        self._parse = handler.request_deserializer
+        self._serialize = handler.response_serializer
+        self._behaviour = handler.unary_unary or handler.unary_stream or handler.stream_stream or handler.stream_unary
+        # Generated base classes are plain functions that raise; what is implemented is a coroutine function.
+        self._implemented = inspect.iscoroutinefunction(self._behaviour) or inspect.isasyncgenfunction(self._behaviour)
+
+    def wrapped(self, handler: Any) -> MethodHandler:
+        if not self._implemented:
+            make = grpc.unary_unary_rpc_method_handler
+            if handler.request_streaming or handler.response_streaming:
+                make = grpc.stream_stream_rpc_method_handler
+            return make(self._unimplemented)
+        if handler.request_streaming:
+            assert handler.response_streaming, f"{self._path}: no service of ours has a client stream"
+            return grpc.stream_stream_rpc_method_handler(self._stream_stream)
+        if handler.response_streaming:
+            return grpc.unary_stream_rpc_method_handler(self._unary_stream)
+        return grpc.unary_unary_rpc_method_handler(self._unary_unary)
+
+    async def _unary_unary(self, request: bytes, context: Any) -> bytes:
+        try:
+            answer: bytes = self._serialize(await self._behaviour(self._parse(request), context))
+        except Exception as error:  # top of the handler
+            await self._failed(context, error)
+        return answer
+
+    async def _unary_stream(self, request: bytes, context: Any) -> AsyncIterator[bytes]:
+        try:
+            async for answer in self._behaviour(self._parse(request), context):
+                yield self._serialize(answer)
+        except Exception as error:  # top of the handler
+            await self._failed(context, error)
+
+    async def _stream_stream(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
+        try:
+            async for answer in self._behaviour(self._parsed(requests), context):
+                yield self._serialize(answer)
+        except Exception as error:  # top of the handler
+            await self._failed(context, error)
+
+    async def _parsed(self, requests: AsyncIterator[bytes]) -> AsyncIterator[Any]:
+        async for request in requests:
+            yield self._parse(request)
+
+    async def _unimplemented(self, _: Any, context: Any) -> NoReturn:
+        await _abort(context, unimplemented(self._path))
+
+    async def _failed(self, context: Any, error: Exception) -> NoReturn:
+        if isinstance(error, grpc.aio.AbortError):
+            raise error
+        if isinstance(error, DecodeError):
+            error = MALFORMED
+        if not isinstance(error, KvError):
+            log.error("servicer failed", method=self._path, exc_info=error)
+            error = UNEXPECTED
+        await _abort(context, error)
+
+
+@final
+class WrappingRegistry:
+    """Stands in for the server where generated `add_*Servicer_to_server` registers its handlers."""
+
+    def __init__(self, server: grpc.aio.Server, services: set[str]) -> None:
+        self._server = server
+        self._services = services
+
+    def add_generic_rpc_handlers(self, handlers: Any) -> None:
+        """Generated code registers each method twice; the other way names its methods."""
+
+    def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Any]) -> None:
+        methods = {
+            name: GeneratedMethod(f"/{service}/{name}", handler).wrapped(handler) for name, handler in handlers.items()
+        }
+        self._services.add(service)
+        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, methods),))
+
+
+@final
+class HotMethods(GenericHandler):
+    """Hot methods by path."""
+
+    def __init__(self) -> None:
+        self.handlers: dict[str, MethodHandler] = {}
+
+    def service(self, details: grpc.HandlerCallDetails) -> "MethodHandler | None":
+        return self.handlers.get(details.method)
+
+
+@final
+class UnknownMethods(GenericHandler):
+    """Asked last. Says what Go's servers say, which tells a wrong method from a wrong service."""
+
+    def __init__(self) -> None:
+        self.services: set[str] = set()
+
+    def service(self, details: grpc.HandlerCallDetails) -> MethodHandler:
+        service, _, method = details.method.lstrip("/").rpartition("/")
+        text = (
+            f"unknown method {method} for service {service}"
+            if service in self.services
+            else f"unknown service {service}"
+        )
+
+        async def refuse(_: Any, context: Any) -> NoReturn:
+            await _abort(context, KvError(Code.UNIMPLEMENTED, text))
+
+        return grpc.stream_stream_rpc_method_handler(refuse)
+
+
+@final
+class GrpcioServer(RpcServer):
+    def __init__(self, options: ServerOptions) -> None:
+        self._server = grpc.aio.server(options=server_arguments(options))
+        self._hot = HotMethods()
+        self._unknown = UnknownMethods()
+        self._server.add_generic_rpc_handlers((self._hot,))
+
+    def add_calls(self, method: str, handler: CallHandler) -> None:
+        self._add_hot(method, grpc.unary_unary_rpc_method_handler(CallCollector(handler).serve))
+
+    def add_stream(self, method: str, factory: StreamHandlerFactory) -> None:
+        self._add_hot(method, grpc.stream_stream_rpc_method_handler(_stream_behaviour(factory)))
+
+    def _add_hot(self, method: str, handler: MethodHandler) -> None:
+        assert method not in self._hot.handlers, f"{method} is served twice"
+        self._hot.handlers[method] = handler
+        self._unknown.services.add(method.lstrip("/").partition("/")[0])
+
+    def add_servicer(self, add_to_server: Callable[[Any, Any], None], servicer: object) -> None:
+        add_to_server(servicer, WrappingRegistry(self._server, self._unknown.services))
+
+    async def start(self, urls: list[str]) -> list[str]:
+        bound = []
+        for url in urls:
+            address = host_port(url)
+            await can_listen(address)
+            try:
+                port = self._server.add_insecure_port(address)
+            except RuntimeError as error:
+                raise OSError(f"cannot listen on {address}: {error}") from None
+            bound.append(f"http://{address.rpartition(':')[0]}:{port}")
+        self._server.add_generic_rpc_handlers((self._unknown,))
+        await self._server.start()
+        return bound
+
+    async def stop(self, grace: float) -> None:
+        await self._server.stop(grace)

@@ -1,0 +1,79 @@
+"""etcdserverpb.Maintenance: about this member, answered by it alone and without a quorum."""
+
+from typing import TYPE_CHECKING, Any
+
+from kvstore.errors import NO_LEADER, unimplemented
+from kvstore.mvcc.hash import hash_kv
+from kvstore.pb.rpc_pb2 import (
+    AlarmRequest,
+    AlarmResponse,
+    AlarmType,
+    DefragmentRequest,
+    DefragmentResponse,
+    HashKVRequest,
+    HashKVResponse,
+    HashRequest,
+    HashResponse,
+    MoveLeaderRequest,
+    MoveLeaderResponse,
+    ResponseHeader,
+    StatusRequest,
+    StatusResponse,
+)
+from kvstore.pb.rpc_pb2_grpc import MaintenanceServicer
+from kvstore.version import ETCD_VERSION, STORAGE_VERSION
+
+if TYPE_CHECKING:
+    from kvstore.server.server import KvServer
+
+
+class MaintenanceService(MaintenanceServicer):
+    def __init__(self, server: "KvServer") -> None:
+        self._server = server
+
+    def _header(self) -> ResponseHeader:
+        return self._server.header_message(self._server.store.current_revision)
+
+    async def Status(self, request: StatusRequest, context: Any) -> StatusResponse:
+        server = self._server
+        raft = server.status()
+        total, in_use = server.store.size_bytes()
+        return StatusResponse(
+            header=self._header(),
+            version=ETCD_VERSION,
+            dbSize=total,
+            leader=server.leader_id,
+            raftIndex=raft.commit,
+            raftTerm=raft.term,
+            raftAppliedIndex=server.store.applied_index,
+            errors=[] if server.has_leader else [NO_LEADER.message],
+            dbSizeInUse=in_use,
+            storageVersion=STORAGE_VERSION,
+        )
+
+    async def HashKV(self, request: HashKVRequest, context: Any) -> HashKVResponse:
+        with self._server.store.view() as view:
+            value, compact_revision, revision = await hash_kv(view, request.revision)
+            header = self._server.header_message(view.current_revision)
+        return HashKVResponse(header=header, hash=value, compact_revision=compact_revision, hash_revision=revision)
+
+    async def Hash(self, request: HashRequest, context: Any) -> HashResponse:
+        """etcd hashes its file; what can be compared between members here is the keys."""
+        with self._server.store.view() as view:
+            value, _, _ = await hash_kv(view, 0)
+            header = self._server.header_message(view.current_revision)
+        return HashResponse(header=header, hash=value)
+
+    async def Alarm(self, request: AlarmRequest, context: Any) -> AlarmResponse:
+        """No alarm is ever raised yet: none to list, none to end."""
+        if request.action == AlarmRequest.ACTIVATE and request.alarm != AlarmType.NONE:
+            raise unimplemented("Alarm ACTIVATE")
+        return AlarmResponse(header=self._header())
+
+    async def Defragment(self, request: DefragmentRequest, context: Any) -> DefragmentResponse:
+        """RocksDB gives space back by itself; who asks for it gets what etcd answers, which has no header."""
+        return DefragmentResponse()
+
+    async def MoveLeader(self, request: MoveLeaderRequest, context: Any) -> MoveLeaderResponse:
+        await self._server.move_leader(request.targetID)
+        return MoveLeaderResponse()
