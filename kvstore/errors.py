@@ -90,13 +90,9 @@ NO_LEADER: Final = _error(Code.UNAVAILABLE, "no leader")
 LEADER_CHANGED: Final = _error(Code.UNAVAILABLE, "leader changed")
 STOPPED: Final = _error(Code.UNAVAILABLE, "server stopped")
 TIMEOUT: Final = _error(Code.UNAVAILABLE, "request timed out")
-TIMEOUT_LEADER_FAIL: Final = _error(
-    Code.UNAVAILABLE, "request timed out, possibly due to previous leader failure"
-)
+TIMEOUT_LEADER_FAIL: Final = _error(Code.UNAVAILABLE, "request timed out, possibly due to previous leader failure")
 TIMEOUT_CONNECTION_LOST: Final = _error(Code.UNAVAILABLE, "request timed out, possibly due to connection lost")
-TIMEOUT_APPLY: Final = _error(
-    Code.UNAVAILABLE, "request timed out, waiting for the applied index took too long"
-)
+TIMEOUT_APPLY: Final = _error(Code.UNAVAILABLE, "request timed out, waiting for the applied index took too long")
 UNHEALTHY: Final = _error(Code.UNAVAILABLE, "unhealthy cluster")
 
 WATCH_CANCELED: Final = _error(Code.CANCELLED, "watch canceled")

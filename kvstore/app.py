@@ -1,0 +1,191 @@
+"""One member as a process: start, serve, stop, and die at once when it must.
+
+    settings -> data directory -> node -> replay -> clients' port -> published -> "ready to serve client requests"
+
+The clients' port opens once everything that is known to be committed is applied again, with or without a
+quorum: serializable reads need none. "ready" is said when this member's publication has gone through the
+log, so a quorum is there.
+
+Exit codes: 0 after SIGTERM or SIGINT, 1 when this process cannot go on. The first signal hands leadership
+over, lets calls under way finish and makes the state durable; a second one ends the process at once.
+
+After an error of the disk or of apply nothing may be answered any more: nobody knows what is stored. So
+one line is logged and the process ends with os._exit, past every handler that could still send.
+"""
+
+import asyncio
+import gc
+import os
+import signal
+from typing import TYPE_CHECKING, Final, NoReturn
+
+from kvstore import logs
+from kvstore.config import ServerConfig
+
+if TYPE_CHECKING:
+    from kvstore.rpc.base import RpcServer
+    from kvstore.server.server import KvServer
+    from kvstore.services.kv import KvService
+    from kvstore.services.watch import WatchService
+
+STOP_GRACE_SECONDS: Final = 2.0  # for calls under way; watches are cut
+FAILED: Final = 1
+
+# grpc writes to stderr by itself, before any logging: what matters of it comes back as an error.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
+
+def run(config: ServerConfig) -> int:
+    """Until the process is told to stop. Returns the exit code."""
+    os.umask(0o077)
+    logs.set_up(config.log_level, config.log_format)
+    import structlog
+
+    from kvstore.server.bootstrap import BootstrapError
+
+    log = structlog.get_logger("kvstore")
+    for note in config.notes:
+        log.warning(note)
+    try:
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            return runner.run(_serve(config))
+    except BootstrapError as error:
+        log.error(str(error))
+    except OSError as error:
+        log.error(error.strerror or str(error))
+    return FAILED
+
+
+def _loop_factory() -> "type[asyncio.AbstractEventLoop] | None":
+    """uvloop's where it is installed: it halves what a socket costs."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.Loop
+
+
+async def _serve(config: ServerConfig) -> int:
+    import structlog
+
+    from kvstore.rpc import ServerOptions, make_server
+    from kvstore.rpc.address import can_listen, host_port
+    from kvstore.server.bootstrap import open_member
+    from kvstore.server.server import KvServer
+    from raft.transport.grpc import GrpcTransport, PeerIdentity
+
+    log = structlog.get_logger("kvstore")
+    stopping = _on_signals()
+    # Before the data directory is made: a wrong address is no reason to leave one behind.
+    for url in (*config.listen_peer_urls, *config.listen_client_urls):
+        await can_listen(host_port(url))
+    member = await open_member(config)
+    identity = member.identity
+    log.info(
+        "starting",
+        name=identity.name,
+        member=f"{identity.member_id:x}",
+        cluster=f"{identity.cluster_id:x}",
+        boot=identity.boot,
+        applied=member.store.applied_index,
+    )
+    transport = GrpcTransport(
+        PeerIdentity(identity.cluster_id, identity.member_id, identity.instance), list(config.listen_peer_urls)
+    )
+    server = KvServer(config, member, transport)
+    rpc = make_server(ServerOptions(max_request_bytes=config.max_request_bytes))
+    kv, watch = register(server, rpc)
+    failed = asyncio.create_task(server.wait_failed())
+    stop = asyncio.create_task(stopping.wait())
+    watch.start()
+    starting = asyncio.create_task(_start(config, server, rpc))
+    await asyncio.wait([failed, stop, starting], return_when=asyncio.FIRST_COMPLETED)
+    if not failed.done() and not stop.done():
+        starting.result()
+        await asyncio.wait([failed, stop], return_when=asyncio.FIRST_COMPLETED)
+    if failed.done():
+        die(failed.result())
+    starting.cancel()
+    log.info("stopping")
+    await server.hand_over()
+    await rpc.stop(STOP_GRACE_SECONDS)
+    await kv.stop()
+    await watch.stop()
+    await server.stop()
+    member.store.close()
+    member.release()
+    log.info("stopped")
+    return 0
+
+
+def register(server: "KvServer", rpc: "RpcServer") -> "tuple[KvService, WatchService]":
+    """Every service of etcd's API, those that come later too: their generated bases answer UNIMPLEMENTED."""
+    from kvstore.pb import history_pb2_grpc, rpc_pb2_grpc, v3election_pb2_grpc, v3lock_pb2_grpc
+    from kvstore.services.cluster import ClusterService
+    from kvstore.services.history import HistoryService
+    from kvstore.services.kv import KvService
+    from kvstore.services.maintenance import MaintenanceService
+    from kvstore.services.watch import WatchService
+
+    kv, watch = KvService(server), WatchService(server)
+    kv.register(rpc)
+    watch.register(rpc)
+    rpc.add_servicer(rpc_pb2_grpc.add_ClusterServicer_to_server, ClusterService(server))
+    rpc.add_servicer(rpc_pb2_grpc.add_MaintenanceServicer_to_server, MaintenanceService(server))
+    rpc.add_servicer(history_pb2_grpc.add_HistoryServicer_to_server, HistoryService(server))
+    rpc.add_servicer(rpc_pb2_grpc.add_LeaseServicer_to_server, rpc_pb2_grpc.LeaseServicer())
+    rpc.add_servicer(rpc_pb2_grpc.add_AuthServicer_to_server, rpc_pb2_grpc.AuthServicer())
+    rpc.add_servicer(v3lock_pb2_grpc.add_LockServicer_to_server, v3lock_pb2_grpc.LockServicer())
+    rpc.add_servicer(v3election_pb2_grpc.add_ElectionServicer_to_server, v3election_pb2_grpc.ElectionServicer())
+    return kv, watch
+
+
+async def _start(config: ServerConfig, server: "KvServer", rpc: "RpcServer") -> None:
+    """From a closed port to the line that scripts wait for."""
+    import structlog
+
+    log = structlog.get_logger("kvstore")
+    await server.start()
+    urls = await rpc.start(list(config.listen_client_urls))
+    log.info("listening", client_urls=urls, peer_urls=server.transport.listening)
+    await server.published.wait()
+    # What lives until now lives for ever: the collector need not walk it, nor come as often.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
+    log.info("ready to serve client requests", client_urls=urls)
+
+
+def _on_signals() -> asyncio.Event:
+    """Set by the first SIGTERM or SIGINT; the second one ends the process."""
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, _signalled, stopping)
+    return stopping
+
+
+def _signalled(stopping: asyncio.Event) -> None:
+    if stopping.is_set():
+        logs.flush()
+        os._exit(FAILED)
+    stopping.set()
+
+
+def die(error: BaseException) -> NoReturn:
+    """Say why, once, and be gone before anything else is sent."""
+    import structlog
+
+    structlog.get_logger("kvstore").critical(
+        "this member cannot go on", reason=explain(error), error=type(error).__name__
+    )
+    logs.flush()
+    os._exit(FAILED)
+
+
+def explain(error: BaseException) -> str:
+    """One line for an operator."""
+    text = " ".join(str(error).split()) or repr(error)
+    if isinstance(error, OSError):
+        return f"the disk failed: {text}; free space or replace it, then start this member again"
+    return text

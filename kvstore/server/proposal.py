@@ -1,0 +1,32 @@
+"""What a service hands to the server: one request of a client, and whom to tell."""
+
+from collections.abc import Callable
+from typing import final
+
+from kvstore.state.applier import Result
+from kvstore.state.command import Op
+
+
+@final
+class Proposal:
+    """`done` is called exactly once, on the loop, with a result or a KvError."""
+
+    __slots__ = ("auth_revision", "done", "op", "raw", "request_id", "timeout", "user")
+
+    def __init__(
+        self,
+        op: Op,
+        raw: bytes,
+        done: Callable[[Result], None],
+        user: str = "",
+        auth_revision: int = 0,
+        request_id: str = "",
+        timeout: float | None = None,
+    ) -> None:
+        self.op = op
+        self.raw = raw  # the encoded request, as it came
+        self.done = done
+        self.user = user
+        self.auth_revision = auth_revision
+        self.request_id = request_id
+        self.timeout = timeout  # seconds; None: the server's
