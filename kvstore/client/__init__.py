@@ -1,0 +1,63 @@
+"""The Python client: `from kvstore.client import Client`. Its rules are in kvstore/client/client.py.
+
+Names load on first use, so that `import kvstore.client.errors` alone brings no grpc.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kvstore.client import errors, txn
+    from kvstore.client.client import Client
+    from kvstore.client.errors import ClientError
+    from kvstore.client.types import (
+        Alarm,
+        Change,
+        CompactResult,
+        DeleteResult,
+        Event,
+        GetResult,
+        HashKv,
+        Header,
+        KeyValue,
+        Member,
+        MemberList,
+        PutResult,
+        Status,
+        TxnResult,
+        WatchResponse,
+    )
+    from kvstore.client.watch import Watch
+
+__all__ = [
+    "Alarm",
+    "Change",
+    "Client",
+    "ClientError",
+    "CompactResult",
+    "DeleteResult",
+    "Event",
+    "GetResult",
+    "HashKv",
+    "Header",
+    "KeyValue",
+    "Member",
+    "MemberList",
+    "PutResult",
+    "Status",
+    "TxnResult",
+    "Watch",
+    "WatchResponse",
+    "errors",
+    "txn",
+]
+
+_MODULES = {"Client": "client", "ClientError": "errors", "Watch": "watch"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("errors", "txn"):
+        return importlib.import_module(f"kvstore.client.{name}")
+    if name not in __all__:
+        raise AttributeError(f"module 'kvstore.client' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"kvstore.client.{_MODULES.get(name, 'types')}"), name)

@@ -1,0 +1,338 @@
+"""The asyncio client of a cluster.
+
+    async with Client(["127.0.0.1:2379", "127.0.0.1:2479"]) as client:
+        await client.put("config/color", "green")
+        print((await client.get("config/color")).value)
+        async with client.watch("config/", prefix=True) as watch:
+            async for response in watch: ...
+
+The rules of retry, and why:
+- Every call has one deadline, over all its attempts.
+- A read (get, history, member_list, status, hash_kv, alarms) is asked again on another member when the answer is
+  Unavailable or does not come.
+- A mutation (put, delete, txn, compact) is handed to a connection once. It goes to another member only while no
+  connection existed to hand it to. After that an Unavailable or DeadlineExceeded is raised with
+  `outcome_unknown`: it may have been applied, and whether to send it again is for the caller to say. A txn of
+  reads only is a read.
+- A watch goes on from the revision after the last one that it delivered (kvstore/client/watch.py).
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from types import TracebackType
+from typing import Any, Final, Protocol, Self, TypeVar, Unpack
+
+import grpc.aio
+import tenacity
+
+from kvstore import rpc
+from kvstore.client import txn as ops
+from kvstore.client.endpoints import Endpoint, EndpointPool, to_client_error
+from kvstore.client.errors import DeadlineExceeded, NotConnected, Unavailable
+from kvstore.client.options import DeleteOptions, GetOptions, PutOptions, WatchOptions
+from kvstore.client.types import (
+    Alarm,
+    Bytes,
+    Change,
+    CompactResult,
+    DeleteResult,
+    GetResult,
+    HashKv,
+    Header,
+    MemberList,
+    PutResult,
+    Status,
+    TxnResult,
+    key_range,
+)
+from kvstore.client.watch import Watch, WatchHub, watch_request
+from kvstore.pb import history_pb2, rpc_pb2
+
+TIMEOUT_SECONDS: Final = 5.0
+DIAL_TIMEOUT_SECONDS: Final = 2.0
+
+_EOF: Final = grpc.aio.EOF  # type: ignore[attr-defined]  # missing from the stubs
+
+Q = TypeVar("Q", contravariant=True)  # noqa: PLC0105
+R = TypeVar("R", covariant=True)  # noqa: PLC0105
+
+
+class _Method(Protocol[Q, R]):
+    def __call__(self, request: Q, /, *, timeout: float | None = None) -> Awaitable[R]: ...
+
+
+class Client:
+    """Use as an async context manager, on one event loop.
+
+    endpoints: "host:port" or "http://host:port", one per member. A bad one raises ValueError on first use.
+    timeout: seconds a call may take, with all its attempts. Each method takes its own `timeout` too.
+    dial_timeout: seconds after which a call gives up when no member can be connected.
+    make_channel: (endpoint) -> a channel with grpc.aio's surface.
+    """
+
+    def __init__(
+        self,
+        endpoints: Sequence[str] = ("127.0.0.1:2379",),
+        *,
+        timeout: float = TIMEOUT_SECONDS,
+        dial_timeout: float = DIAL_TIMEOUT_SECONDS,
+        make_channel: Callable[[str], Any] = rpc.make_channel,
+    ) -> None:
+        self._timeout = timeout
+        self._dial_timeout = dial_timeout
+        self._pool = EndpointPool(endpoints, make_channel)
+        self._watches = WatchHub(self._pool, dial_timeout)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        await self._watches.close()
+        await self._pool.close()
+
+    # ---- keys ----
+
+    async def get(
+        self, key: Bytes, range_end: Bytes | None = None, *, timeout: float | None = None, **options: Unpack[GetOptions]
+    ) -> GetResult:
+        """Read one key, [key, range_end), a prefix, or all from a key on. Linearizable unless `serializable`."""
+        request = ops.get(key, range_end, **options)
+        return GetResult.of(await self._read(lambda e: e.kv.Range, request, timeout))
+
+    async def put(
+        self, key: Bytes, value: Bytes = b"", *, timeout: float | None = None, **options: Unpack[PutOptions]
+    ) -> PutResult:
+        request = ops.put(key, value, **options)
+        return PutResult.of(await self._mutate(lambda e: e.kv.Put, request, timeout))
+
+    async def delete(
+        self,
+        key: Bytes,
+        range_end: Bytes | None = None,
+        *,
+        timeout: float | None = None,
+        **options: Unpack[DeleteOptions],
+    ) -> DeleteResult:
+        request = ops.delete(key, range_end, **options)
+        return DeleteResult.of(await self._mutate(lambda e: e.kv.DeleteRange, request, timeout))
+
+    async def txn(
+        self,
+        when: Sequence[rpc_pb2.Compare] = (),
+        then: Sequence[ops.Request] = (),
+        otherwise: Sequence[ops.Request] = (),
+        *,
+        timeout: float | None = None,
+    ) -> TxnResult:
+        """`then` when every compare of `when` holds, else `otherwise`: see kvstore/client/txn.py."""
+        request = ops.txn(when, then, otherwise)
+        call = self._read if ops.reads_only(request) else self._mutate
+        return TxnResult.of(await call(lambda e: e.kv.Txn, request, timeout))
+
+    async def compact(self, revision: int, *, physical: bool = False, timeout: float | None = None) -> CompactResult:
+        """Give up the revisions below `revision` for get and watch; the history keeps them."""
+        request = rpc_pb2.CompactionRequest(revision=revision, physical=physical)
+        return CompactResult(Header.of((await self._mutate(lambda e: e.kv.Compact, request, timeout)).header))
+
+    # ---- streams ----
+
+    def watch(
+        self,
+        key: Bytes,
+        range_end: Bytes | None = None,
+        *,
+        timeout: float | None = None,
+        **options: Unpack[WatchOptions],
+    ) -> Watch:
+        """`async with` it: entering returns when the server has taken the watch, within `timeout`."""
+        return Watch(self._watches, watch_request(key, range_end, **options), timeout or self._timeout)
+
+    async def history(
+        self,
+        key: Bytes = b"",
+        range_end: Bytes | None = None,
+        *,
+        prefix: bool = False,
+        from_key: bool = False,
+        from_revision: int = 0,
+        to_revision: int = 0,
+        limit: int = 0,
+        serializable: bool = False,
+        timeout: float | None = None,
+    ) -> AsyncIterator[Change]:
+        """Every change, oldest first, also from before the compaction point. key "": of every key.
+
+        `timeout` is for each message of the answer. When a stream breaks, it goes on behind the last change.
+        """
+        first, end = key_range(key, range_end, prefix or not key, from_key)
+        request = history_pb2.ReadHistoryRequest(
+            key=first, range_end=end, from_revision=from_revision, to_revision=to_revision, serializable=serializable
+        )
+        patience = timeout or self._timeout
+        yielded = at_revision = 0  # changes in all, and of revision request.from_revision
+        while True:
+            # The server counts from the revision on, so what was yielded of it comes again and is skipped.
+            request.limit = limit - yielded + at_revision if limit else 0
+            skip, before = at_revision, yielded
+            stream = await self._open(lambda e: e.history.Read, request, patience)
+            try:
+                async for message in stream.messages(patience):
+                    for change in map(Change.of, message.changes):
+                        if skip:
+                            skip -= 1
+                            continue
+                        at_revision = at_revision + 1 if change.revision == request.from_revision else 1
+                        request.from_revision = change.revision
+                        yielded += 1
+                        yield change
+                return
+            except Unavailable:
+                if yielded == before:
+                    raise
+
+    # ---- the cluster ----
+
+    async def member_list(self, *, linearizable: bool = True, timeout: float | None = None) -> MemberList:
+        request = rpc_pb2.MemberListRequest(linearizable=linearizable)
+        return MemberList.of(await self._read(lambda e: e.cluster.MemberList, request, timeout))
+
+    async def status(self, endpoint: str | None = None, *, timeout: float | None = None) -> Status:
+        """Of this endpoint's member; of any one's without it."""
+        request = rpc_pb2.StatusRequest()
+        return Status.of(await self._read(lambda e: e.maintenance.Status, request, timeout, endpoint))
+
+    async def hash_kv(self, endpoint: str | None = None, *, revision: int = 0, timeout: float | None = None) -> HashKv:
+        """The hash of all revisions up to `revision` (0: the newest): equal on all members at one revision."""
+        request = rpc_pb2.HashKVRequest(revision=revision)
+        return HashKv.of(await self._read(lambda e: e.maintenance.HashKV, request, timeout, endpoint))
+
+    async def alarms(self, *, timeout: float | None = None) -> tuple[Alarm, ...]:
+        request = rpc_pb2.AlarmRequest(action=rpc_pb2.AlarmRequest.GET)
+        response = await self._read(lambda e: e.maintenance.Alarm, request, timeout)
+        return tuple(Alarm.of(alarm) for alarm in response.alarms)
+
+    # ---- attempts ----
+
+    async def _read(
+        self,
+        method: Callable[[Endpoint], _Method[Q, R]],
+        request: Q,
+        timeout: float | None,
+        endpoint: str | None = None,
+    ) -> R:
+        pool = self._pool if endpoint is None else self._pool.only(endpoint)
+        return await self._retrying(pool, method, request, timeout, mutation=False)
+
+    async def _mutate(self, method: Callable[[Endpoint], _Method[Q, R]], request: Q, timeout: float | None) -> R:
+        return await self._retrying(self._pool, method, request, timeout, mutation=True)
+
+    async def _retrying(
+        self,
+        pool: EndpointPool,
+        method: Callable[[Endpoint], _Method[Q, R]],
+        request: Q,
+        timeout: float | None,
+        *,
+        mutation: bool,
+    ) -> R:
+        deadline = _now() + (timeout or self._timeout)
+        async for attempt in self._attempts(pool, deadline, mutation=mutation):
+            with attempt:
+                return await self._attempt(pool, method, request, deadline, mutation=mutation)
+        raise AssertionError("tenacity ends with a result or an exception")
+
+    def _attempts(self, pool: EndpointPool, deadline: float, *, mutation: bool) -> tenacity.AsyncRetrying:
+        dial_deadline = min(deadline, _now() + self._dial_timeout)
+
+        def stop(state: tenacity.RetryCallState) -> bool:
+            assert state.outcome is not None
+            never_sent = isinstance(state.outcome.exception(), NotConnected)
+            return _now() >= (dial_deadline if never_sent else deadline)
+
+        return tenacity.AsyncRetrying(
+            retry=tenacity.retry_if_exception_type(NotConnected if mutation else Unavailable),
+            wait=lambda _: min(pool.wait_seconds(), max(0.0, deadline - _now())),
+            stop=stop,
+            reraise=True,
+        )
+
+    async def _attempt(
+        self,
+        pool: EndpointPool,
+        method: Callable[[Endpoint], _Method[Q, R]],
+        request: Q,
+        deadline: float,
+        *,
+        mutation: bool,
+    ) -> R:
+        endpoint = pool.pick()
+        # A member that is cut off from the others answers nobody: leave time to ask another one.
+        share = 2 if len(pool.endpoints) > 1 else 1
+        try:
+            await endpoint.connect(min(self._dial_timeout, max(0.0, deadline - _now())) / share)
+            remaining = deadline - _now()
+            if remaining <= 0:
+                raise DeadlineExceeded("no time was left to send the request")
+            response = await method(endpoint)(request, timeout=remaining if mutation else remaining / share)
+        except grpc.aio.AioRpcError as failure:
+            error = to_client_error(failure, endpoint, mutation=mutation)
+            if isinstance(error, Unavailable):
+                pool.failed(endpoint)
+            raise error from None
+        except NotConnected:
+            pool.failed(endpoint)
+            raise
+        pool.succeeded(endpoint)
+        return response
+
+    async def _open(self, method: Callable[[Endpoint], Any], request: Any, timeout: float) -> "_Stream":
+        """Start a streamed read, on the first member that gives a first message."""
+
+        async def first(endpoint_request: Any, endpoint: Endpoint, remaining: float | None) -> "_Stream":
+            stream = _Stream(method(endpoint)(endpoint_request), endpoint, self._pool)
+            await stream.fetch(remaining or timeout)
+            return stream
+
+        def opener(endpoint: Endpoint) -> _Method[Any, "_Stream"]:
+            return lambda endpoint_request, /, *, timeout=None: first(endpoint_request, endpoint, timeout)
+
+        return await self._retrying(self._pool, opener, request, timeout, mutation=False)
+
+
+class _Stream:
+    """A streamed answer with one message read ahead, so that opening it has failed or has not."""
+
+    def __init__(self, call: Any, endpoint: Endpoint, pool: EndpointPool) -> None:
+        self._call = call
+        self._endpoint = endpoint
+        self._pool = pool
+        self._message: Any = None  # read ahead; _EOF at the end
+
+    async def fetch(self, timeout: float) -> None:
+        try:
+            async with asyncio.timeout(timeout):
+                self._message = await self._call.read()
+        except TimeoutError:
+            self._call.cancel()
+            self._pool.failed(self._endpoint)
+            raise DeadlineExceeded(f"{self._endpoint.url} sent nothing for {timeout:.1f} s") from None
+
+    async def messages(self, timeout: float) -> AsyncIterator[Any]:
+        try:
+            while self._message is not _EOF:
+                yield self._message
+                await self.fetch(timeout)
+        except grpc.aio.AioRpcError as failure:
+            self._pool.failed(self._endpoint)
+            raise to_client_error(failure, self._endpoint, mutation=False) from None
+        finally:
+            self._call.cancel()
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

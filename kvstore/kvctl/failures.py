@@ -1,0 +1,57 @@
+"""Exit codes, and errors as one line that ends in a next step."""
+
+from enum import IntEnum
+from typing import Final
+
+from kvstore.client import errors
+
+
+class ExitCode(IntEnum):
+    OK = 0
+    ERROR = 1
+    USAGE = 2
+    UNAVAILABLE = 3  # no answer in time: the outcome of a write is unknown
+    PARTIAL = 5  # import or export left something out
+    INTERRUPTED = 130
+
+
+EXIT_CODES_HELP: Final = (
+    "Exit codes: 0 ok; 1 error; 2 wrong usage; 3 no member answered in time (a write may or may not have been "
+    "applied); 5 import or export left something out; 130 interrupted."
+)
+
+
+class Failure(Exception):
+    """Ends the command with this line on stderr and this code."""
+
+    def __init__(self, message: str, code: ExitCode = ExitCode.ERROR) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def usage(message: str) -> Failure:
+    return Failure(message, ExitCode.USAGE)
+
+
+_NEXT_STEPS: Final[dict[type[errors.ClientError], str]] = {
+    errors.NotConnected: "nothing was sent; check --endpoints, or start a cluster with `kvstore local`",
+    errors.DeadlineExceeded: "raise --command-timeout, or see `kvctl endpoint health --cluster`",
+    errors.Unavailable: "try again, or see `kvctl endpoint health --cluster`",
+    errors.RequestTooLarge: "the limit is the server's --max-request-bytes (1.5 MiB by default)",
+    errors.FutureRevision: "`kvctl get KEY -w json` prints the newest revision",
+    errors.NoSpace: "compact old revisions with `kvctl compact`",
+    errors.Unimplemented: "this server does not serve it; see `kvctl endpoint status`",
+    errors.KeyNotFound: "put the key with a value first",
+}
+
+
+def explain(error: errors.ClientError) -> Failure:
+    """What the user reads of a client error."""
+    if isinstance(error, errors.Compacted):
+        since = f"from revision {error.compact_revision}" if error.compact_revision else "a newer revision"
+        return Failure(f"{error.message}; read {since} on, or see `kvctl history`")
+    step = next((_NEXT_STEPS[cls] for cls in type(error).__mro__ if cls in _NEXT_STEPS), "")
+    if error.outcome_unknown:
+        step = "the outcome is unknown: read the key before you send it again"
+    code = ExitCode.UNAVAILABLE if isinstance(error, errors.Unavailable) or error.outcome_unknown else ExitCode.ERROR
+    return Failure("; ".join(filter(None, (error.message or error.code.name, step))), code)

@@ -1,0 +1,90 @@
+"""`kvctl`: the table of verbs, and the one place where a command line becomes an exit code.
+
+All verbs' modules are imported at start: they are small, and bring no grpc and no protobuf (session.py).
+"""
+
+import os
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, NoReturn
+
+import typer
+
+from kvstore.kvctl.commands.compact import compact
+from kvstore.kvctl.commands.completion_install import completion_install
+from kvstore.kvctl.commands.completion_show import completion_show
+from kvstore.kvctl.commands.del_ import del_
+from kvstore.kvctl.commands.endpoint_hashkv import endpoint_hashkv
+from kvstore.kvctl.commands.endpoint_health import endpoint_health
+from kvstore.kvctl.commands.endpoint_status import endpoint_status
+from kvstore.kvctl.commands.export import export
+from kvstore.kvctl.commands.get import get
+from kvstore.kvctl.commands.history import history
+from kvstore.kvctl.commands.import_ import import_
+from kvstore.kvctl.commands.member_list import member_list
+from kvstore.kvctl.commands.put import put
+from kvstore.kvctl.commands.txn import txn
+from kvstore.kvctl.commands.version import version
+from kvstore.kvctl.commands.watch import watch
+from kvstore.kvctl.failures import EXIT_CODES_HELP, ExitCode, Failure, usage
+from kvstore.kvctl.session import report, root_options, verb
+
+VERBS: Final[dict[str, Callable[..., Awaitable[None]]]] = {
+    "put": put,
+    "get": get,
+    "del": del_,
+    "txn": txn,
+    "watch": watch,
+    "compact": compact,
+    "history": history,
+    "import": import_,
+    "export": export,
+    "member list": member_list,
+    "endpoint status": endpoint_status,
+    "endpoint health": endpoint_health,
+    "endpoint hashkv": endpoint_hashkv,
+    "completion show": completion_show,
+    "completion install": completion_install,
+    "version": version,
+}
+HIDDEN: Final[dict[str, Callable[..., Awaitable[None]]]] = {"compaction": compact}  # etcdctl's name for it
+GROUPS: Final = {
+    "member": "The members of the cluster.",
+    "endpoint": "State, health and hash of each endpoint.",
+    "completion": "Completion of verbs and options in bash, zsh and fish.",
+}
+
+
+def build() -> typer.Typer:
+    settings: dict[str, Any] = {"help_option_names": ["-h", "--help"]}
+    # Typer learns the shells' protocols with its completion options, which we want only for the shells: ours is a verb.
+    completing = "_KVCTL_COMPLETE" in os.environ
+    app = typer.Typer(
+        add_completion=completing, no_args_is_help=True, context_settings=settings, rich_markup_mode="rich"
+    )
+    app.callback(help=f"Use a kvstore or etcd cluster from the shell.\n\n{EXIT_CODES_HELP}")(root_options)
+    groups = {name: typer.Typer(no_args_is_help=True, help=text) for name, text in GROUPS.items()}
+    for name, group in groups.items():
+        app.add_typer(group, name=name)
+    for path, function in VERBS.items():
+        *above, name = path.split()
+        parent = groups[above[0]] if above else app
+        parent.command(name, context_settings=settings, epilog=EXIT_CODES_HELP)(verb(function))
+    for name, function in HIDDEN.items():
+        app.command(name, context_settings=settings, hidden=True)(verb(function))
+    return app
+
+
+def main() -> NoReturn:
+    try:
+        code = typer.main.get_command(build()).main(prog_name="kvctl", standalone_mode=False)
+    except typer.TyperException as error:
+        # What the parser of the command line refuses: an unknown option, a missing argument.
+        context = getattr(error, "ctx", None)
+        path = context.command_path if context else "kvctl"
+        # Without a message it is a group without a verb, whose help has been printed.
+        text = error.format_message().rstrip(".")
+        code = report(usage(f"{text}; see `{path} --help`")) if text else ExitCode.USAGE
+    except typer.Abort:
+        code = report(Failure("aborted"))
+    sys.exit(code or 0)

@@ -1,0 +1,158 @@
+"""What every verb shares: the global options, a client, and how a failure ends the process.
+
+`verb` turns `async def get(session, key, ...)` into a function that typer can read: it appends the global
+options, so that they may stand before or behind the verb, and runs the coroutine. grpc and protobuf are
+imported by `Session.client`, that is, only when a verb talks to a cluster.
+"""
+
+import asyncio
+import inspect
+import os
+import sys
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from kvstore.client.errors import ClientError
+from kvstore.kvctl.failures import ExitCode, Failure, explain
+from kvstore.kvctl.settings import Settings, WriteOut, resolve
+
+if TYPE_CHECKING:
+    from kvstore.client import Client
+
+_PANEL = "Global options"
+
+
+def global_options(
+    endpoints: Annotated[
+        str | None,
+        typer.Option(
+            "--endpoints",
+            help="host:port[,host:port...]; also KVCTL_ENDPOINTS.",
+            show_default="127.0.0.1:2379",
+            rich_help_panel=_PANEL,
+        ),
+    ] = None,
+    write_out: Annotated[
+        str | None,
+        typer.Option(
+            "--write-out", "-w", help="simple, json, table or fields.", show_default="simple", rich_help_panel=_PANEL
+        ),
+    ] = None,
+    dial_timeout: Annotated[
+        str | None,
+        typer.Option(help="To connect to some member.", show_default="2s", rich_help_panel=_PANEL),
+    ] = None,
+    command_timeout: Annotated[
+        str | None, typer.Option(help="Of one request.", show_default="5s", rich_help_panel=_PANEL)
+    ] = None,
+    config: Annotated[
+        str | None,
+        typer.Option(
+            help="YAML with these options; also KVCTL_CONFIG.",
+            show_default="~/.config/kvctl.yaml",
+            rich_help_panel=_PANEL,
+        ),
+    ] = None,
+) -> dict[str, str | None]:
+    """Their declaration; as a function it returns what was given."""
+    return {
+        "endpoints": endpoints,
+        "write_out": write_out,
+        "dial_timeout": dial_timeout,
+        "command_timeout": command_timeout,
+        "config": config,
+    }
+
+
+GLOBAL_PARAMETERS: Final = dict(inspect.signature(global_options).parameters)
+
+
+_CONTEXT: Final = inspect.Parameter("ctx", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
+
+
+def _set_parameters(function: Callable[..., None], parameters: list[inspect.Parameter]) -> None:
+    """Give a function of **arguments the signature that typer shall read."""
+    # By keyword, so that a parameter without a default may follow one with it.
+    keywords = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
+    function.__signature__ = inspect.Signature(keywords)  # type: ignore[attr-defined]
+    function.__annotations__ = {parameter.name: parameter.annotation for parameter in keywords}
+
+
+def root_options(ctx: typer.Context, **given: str | None) -> None:
+    """For options before the verb: keep them for it."""
+    ctx.obj = given
+
+
+_set_parameters(root_options, [_CONTEXT, *GLOBAL_PARAMETERS.values()])
+
+
+class Session:
+    """One run of one verb."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+
+    @property
+    def write_out(self) -> WriteOut:
+        return self.settings.write_out
+
+    def client(self, endpoints: tuple[str, ...] | None = None) -> "Client":
+        from kvstore.client import Client
+
+        return Client(
+            endpoints or self.settings.endpoints,
+            timeout=self.settings.command_timeout,
+            dial_timeout=self.settings.dial_timeout,
+        )
+
+    def no_table(self, verb: str) -> None:
+        """For verbs whose answer is no table: refuse before anything is sent."""
+        if self.write_out is WriteOut.TABLE:
+            raise Failure(f"{verb} prints no table; use -w simple, json or fields", ExitCode.USAGE)
+
+
+def verb(function: Callable[..., Awaitable[None]]) -> Callable[..., None]:
+    def run(ctx: typer.Context, **arguments: Any) -> None:
+        here = {name: arguments.pop(name) for name in GLOBAL_PARAMETERS}
+        before: dict[str, str | None] = ctx.find_root().obj or {}
+        given = {name: value if value is not None else before.get(name) for name, value in here.items()}
+        raise typer.Exit(run_reporting(function, given, arguments))
+
+    own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
+    _set_parameters(run, [_CONTEXT, *own, *GLOBAL_PARAMETERS.values()])
+    run.__doc__ = function.__doc__
+    run.__name__ = function.__name__
+    return run
+
+
+def run_reporting(
+    function: Callable[..., Awaitable[None]], given: dict[str, str | None], arguments: dict[str, Any]
+) -> ExitCode:
+    """Run a verb to its end: every failure is one line on stderr and an exit code."""
+
+    async def main() -> None:
+        await function(Session(resolve(given, given["config"], os.environ)), **arguments)
+        sys.stdout.flush()
+
+    try:
+        asyncio.run(main())
+    except ClientError as error:
+        return report(explain(error))
+    except Failure as failure:
+        return report(failure)
+    except KeyboardInterrupt:
+        return ExitCode.INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output is gone (`| head`): nothing to report, and nothing may be flushed at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.ERROR
+    except (OSError, ValueError) as error:
+        return report(Failure(str(error)))
+    return ExitCode.OK
+
+
+def report(failure: Failure) -> ExitCode:
+    print("Error:", " ".join(str(failure).split()), file=sys.stderr)
+    return failure.code
