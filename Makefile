@@ -1,0 +1,100 @@
+# Everything a developer types. `make` lists the targets. All set-up is done by make itself: it needs
+# Python 3.11 or newer and nothing else; packages come from the lock files, checked by hash.
+
+VENV := .venv
+BIN := $(VENV)/bin
+RUN_READY := $(VENV)/.run-ready
+DEV_READY := $(VENV)/.dev-ready
+CODE := raft kvstore proto tests bench docs .ci
+TYPED := raft kvstore
+PYTEST := $(BIN)/pytest -rs
+ENGINE ?= docker
+IMAGE ?= kvstore
+
+# A program of that name on the PATH is not enough: it must start, be new enough and be able to make a venv.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do \
+	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$p; break; }; done)
+
+# What may be part of an install (runtime), and what may be used to develop and test (dev): permissive
+# licences, and for tools that are not shipped the file-level copyleft of the MPL too.
+LICENSES_RUN := MIT;BSD;Apache;ISC;PSF;Python Software Foundation;0BSD
+LICENSES_DEV := $(LICENSES_RUN);MPL-2.0;Mozilla Public License 2.0
+
+.DEFAULT_GOAL := help
+.PHONY: help install run test test-fast test-all lint format proto golden bench sbom licenses lock clean \
+	docker docker-run
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(DEV_READY) ## make .venv with everything to run, test and develop
+	@echo "ready: $(BIN)/kvstore, $(BIN)/kvctl"
+
+run: $(RUN_READY) ## three members on this machine and a short tour; serves until Ctrl-C
+	@exec $(BIN)/kvstore local --size 3 --tour $(ARGS)
+
+test: $(DEV_READY) ## the whole suite; what is skipped is named at the end
+	$(PYTEST) --durations=10 $(ARGS)
+
+test-fast: $(DEV_READY) ## what takes seconds, for the edit loop
+	$(PYTEST) -m "not slow" -x $(ARGS)
+
+test-all: $(DEV_READY) ## the whole suite with many more random cases
+	$(PYTEST) --durations=20 --timeout=1800 --hypothesis-profile=thorough $(ARGS)
+
+lint: $(DEV_READY) ## ruff (style and format) and mypy --strict
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/mypy $(TYPED)
+
+format: $(DEV_READY) ## let ruff format and mend what it can
+	$(BIN)/ruff format $(CODE)
+	$(BIN)/ruff check --fix $(CODE)
+
+proto: $(DEV_READY) ## regenerate raft/pb and kvstore/pb from proto/
+	$(BIN)/python proto/generate.py
+
+golden: $(DEV_READY) ## rewrite the expected output of the test scripts; commit only diffs you can explain
+	REWRITE=1 $(PYTEST) tests/raft tests/kvstore -k script
+
+bench: $(DEV_READY) ## puts/s and reads/s beside etcd's, in one run (ARGS="--quick" for a short one)
+	$(BIN)/python -m bench $(ARGS)
+
+sbom: $(DEV_READY) ## write sbom.json (CycloneDX) of what an install contains
+	$(BIN)/cyclonedx-py requirements requirements.lock --pyproject pyproject.toml --output-reproducible --of JSON -o sbom.json
+
+licenses: $(DEV_READY) ## fail when a dependency's licence is not on the list above
+	$(BIN)/pip-licenses --from=mixed --partial-match --allow-only="$(LICENSES_DEV)" >/dev/null
+	$(BIN)/pip-licenses --from=mixed --partial-match --allow-only="$(LICENSES_RUN)" \
+		--packages $$(sed -n 's/^\([A-Za-z0-9_.-]*\)==.*/\1/p' requirements.lock) kvstore
+
+lock: $(DEV_READY) ## pin the newest versions pyproject.toml allows, with hashes, for every platform
+	$(BIN)/uv pip compile pyproject.toml --extra build --extra dev --universal --python-version 3.11 --generate-hashes \
+		--upgrade --quiet --custom-compile-command "make lock" -o requirements-dev.lock
+	$(BIN)/uv pip compile pyproject.toml --extra build -c requirements-dev.lock --universal --python-version 3.11 \
+		--generate-hashes --upgrade --quiet --no-annotate --custom-compile-command "make lock" -o requirements.lock
+
+docker: ## build the image (untried: needs a container engine)
+	$(ENGINE) build -f deploy/Dockerfile -t $(IMAGE) .
+
+docker-run: ## three members in containers (untried: needs a container engine)
+	$(ENGINE) compose -f deploy/compose.yaml up
+
+clean: ## remove what make made, .venv included; data directories stay
+	rm -rf $(VENV) build dist sbom.json .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(RUN_READY): requirements.lock pyproject.toml
+	@$(MAKE) --no-print-directory $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(DEV_READY): requirements-dev.lock $(RUN_READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
+	@touch $@
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "kvstore needs Python 3.11 or newer with venv and ensurepip (Debian: apt install python3-venv)," \
+		"or name one: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)

