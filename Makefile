@@ -54,8 +54,9 @@ format: $(DEV_READY) ## let ruff format and mend what it can
 proto: $(DEV_READY) ## regenerate raft/pb and kvstore/pb from proto/
 	$(BIN)/python proto/generate.py
 
-golden: $(DEV_READY) ## rewrite the expected output of the test scripts; commit only diffs you can explain
-	REWRITE=1 $(PYTEST) tests/raft tests/kvstore -k script
+golden: $(DEV_READY) ## rewrite expected outputs: scripts, and transcripts from a real etcd; commit only what you can explain
+	$(BIN)/python -m raft.testing.script --rewrite tests/raft/scripts
+	$(BIN)/python -m tests.conformance.record
 
 bench: $(DEV_READY) ## puts/s and reads/s beside etcd's, in one run (ARGS="--quick" for a short one)
 	$(BIN)/python -m bench $(ARGS)

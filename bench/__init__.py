@@ -1,0 +1,1 @@
+"""Side by side with etcd on this machine: `make bench`."""

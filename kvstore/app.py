@@ -14,6 +14,7 @@ one line is logged and the process ends with os._exit, past every handler that c
 """
 
 import asyncio
+import errno
 import gc
 import os
 import signal
@@ -25,14 +26,10 @@ from kvstore.config import ServerConfig
 if TYPE_CHECKING:
     from kvstore.rpc.base import RpcServer
     from kvstore.server.server import KvServer
-    from kvstore.services.kv import KvService
-    from kvstore.services.watch import WatchService
 
 STOP_GRACE_SECONDS: Final = 2.0  # for calls under way; watches are cut
 FAILED: Final = 1
-
-# grpc writes to stderr by itself, before any logging: what matters of it comes back as an error.
-os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+DISK_ERRORS: Final = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 
 
 def run(config: ServerConfig) -> int:
@@ -53,6 +50,8 @@ def run(config: ServerConfig) -> int:
         log.error(str(error))
     except OSError as error:
         log.error(error.strerror or str(error))
+    except Exception:  # top of the process
+        log.exception("this member ends because of a bug")
     return FAILED
 
 
@@ -68,14 +67,18 @@ def _loop_factory() -> "type[asyncio.AbstractEventLoop] | None":
 async def _serve(config: ServerConfig) -> int:
     import structlog
 
+    from kvstore.lag import watch_loop
+    from kvstore.mvcc.store import StoreError
     from kvstore.rpc import ServerOptions, make_server
     from kvstore.rpc.address import can_listen, host_port
     from kvstore.server.bootstrap import open_member
     from kvstore.server.server import KvServer
+    from kvstore.services import register
     from raft.transport.grpc import GrpcTransport, PeerIdentity
 
     log = structlog.get_logger("kvstore")
     stopping = _on_signals()
+    lag = watch_loop()
     # Before the data directory is made: a wrong address is no reason to leave one behind.
     for url in (*config.listen_peer_urls, *config.listen_client_urls):
         await can_listen(host_port(url))
@@ -94,14 +97,16 @@ async def _serve(config: ServerConfig) -> int:
     )
     server = KvServer(config, member, transport)
     rpc = make_server(ServerOptions(max_request_bytes=config.max_request_bytes))
-    kv, watch = register(server, rpc)
+    services = register(rpc, server)
     failed = asyncio.create_task(server.wait_failed())
     stop = asyncio.create_task(stopping.wait())
-    watch.start()
+    services.start()
     starting = asyncio.create_task(_start(config, server, rpc))
     await asyncio.wait([failed, stop, starting], return_when=asyncio.FIRST_COMPLETED)
     if not failed.done() and not stop.done():
-        starting.result()
+        error = starting.exception()
+        if error is not None:
+            die(error)
         await asyncio.wait([failed, stop], return_when=asyncio.FIRST_COMPLETED)
     if failed.done():
         die(failed.result())
@@ -109,35 +114,17 @@ async def _serve(config: ServerConfig) -> int:
     log.info("stopping")
     await server.hand_over()
     await rpc.stop(STOP_GRACE_SECONDS)
-    await kv.stop()
-    await watch.stop()
-    await server.stop()
+    await services.stop()
+    try:
+        await server.stop()
+    except (OSError, StoreError) as error:
+        die(error)
     member.store.close()
     member.release()
+    if lag is not None:
+        lag.close()
     log.info("stopped")
     return 0
-
-
-def register(server: "KvServer", rpc: "RpcServer") -> "tuple[KvService, WatchService]":
-    """Every service of etcd's API, those that come later too: their generated bases answer UNIMPLEMENTED."""
-    from kvstore.pb import history_pb2_grpc, rpc_pb2_grpc, v3election_pb2_grpc, v3lock_pb2_grpc
-    from kvstore.services.cluster import ClusterService
-    from kvstore.services.history import HistoryService
-    from kvstore.services.kv import KvService
-    from kvstore.services.maintenance import MaintenanceService
-    from kvstore.services.watch import WatchService
-
-    kv, watch = KvService(server), WatchService(server)
-    kv.register(rpc)
-    watch.register(rpc)
-    rpc.add_servicer(rpc_pb2_grpc.add_ClusterServicer_to_server, ClusterService(server))
-    rpc.add_servicer(rpc_pb2_grpc.add_MaintenanceServicer_to_server, MaintenanceService(server))
-    rpc.add_servicer(history_pb2_grpc.add_HistoryServicer_to_server, HistoryService(server))
-    rpc.add_servicer(rpc_pb2_grpc.add_LeaseServicer_to_server, rpc_pb2_grpc.LeaseServicer())
-    rpc.add_servicer(rpc_pb2_grpc.add_AuthServicer_to_server, rpc_pb2_grpc.AuthServicer())
-    rpc.add_servicer(v3lock_pb2_grpc.add_LockServicer_to_server, v3lock_pb2_grpc.LockServicer())
-    rpc.add_servicer(v3election_pb2_grpc.add_ElectionServicer_to_server, v3election_pb2_grpc.ElectionServicer())
-    return kv, watch
 
 
 async def _start(config: ServerConfig, server: "KvServer", rpc: "RpcServer") -> None:
@@ -186,6 +173,6 @@ def die(error: BaseException) -> NoReturn:
 def explain(error: BaseException) -> str:
     """One line for an operator."""
     text = " ".join(str(error).split()) or repr(error)
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
         return f"the disk failed: {text}; free space or replace it, then start this member again"
     return text

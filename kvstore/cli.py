@@ -3,6 +3,7 @@
 Heavy modules are imported inside the commands, so that --help and completion answer at once.
 """
 
+import os
 import sys
 from inspect import Parameter, Signature
 from pathlib import Path
@@ -13,6 +14,10 @@ import typer
 from kvstore.config import SETTINGS, Setting, SettingsError, resolve
 
 USAGE_ERROR: Final = 2  # as every other wrong command line
+
+# grpc writes to stderr by itself, before any logging: what matters of it comes back as an error. Its fork
+# handlers are for children that go on using grpc; ours become other programs.
+GRPC_ENVIRONMENT: Final = {"GRPC_VERBOSITY": "NONE", "GRPC_ENABLE_FORK_SUPPORT": "0"}
 
 app = typer.Typer(
     name="kvstore",
@@ -118,6 +123,7 @@ def version() -> None:
 
 def main() -> None:
     """The entry point of the command."""
+    os.environ.update(GRPC_ENVIRONMENT | os.environ)
     arguments = sys.argv[1:]
     if arguments[:1] == ["serve"]:
         arguments = [as_ours(argument) for argument in arguments]

@@ -33,9 +33,6 @@ from kvstore.rpc import make_channel
 if TYPE_CHECKING:
     from kvstore.pb.rpc_pb2_grpc import MaintenanceAsyncStub
 
-# grpc writes to stderr by itself: about members that are still starting, here.
-os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-
 HOST: Final = "127.0.0.1"
 POLL_SECONDS: Final = 0.5
 START_SECONDS: Final = 30.0

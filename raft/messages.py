@@ -48,7 +48,17 @@ class RequestVoteResponse:
 class AppendEntries:
     """Thesis 3.5. `entries` follow prev_index@prev_term without a gap; empty is a probe."""
 
-    __slots__ = ("commit", "entries", "prev_index", "prev_term", "read_round", "replicated_index", "sender", "term", "to")
+    __slots__ = (
+        "commit",
+        "entries",
+        "prev_index",
+        "prev_term",
+        "read_round",
+        "replicated_index",
+        "sender",
+        "term",
+        "to",
+    )
 
     def __init__(
         self,

@@ -111,6 +111,7 @@ class Node:
         self._reads = ReadWaiters()
         self._applied_waiters = AppliedWaiters()
         self._transfers: list[NodeId] = []
+        self._forwards: list[Message] = []
         self._compactions: list[tuple[Index, asyncio.Future[None]]] = []
 
         self._tick_ns = int(config.tick_seconds * 1_000_000_000)
@@ -132,7 +133,7 @@ class Node:
     # Life
 
     async def start(self) -> None:
-        """Read the log, then take part. Raises StorageError, and OSError when an address is taken."""
+        """Read the log, then take part. Raises StorageError, and OSError when an address is taken; then it is over."""
         assert self._raw is None, "a node starts once"
         loop = asyncio.get_running_loop()
         config = self._config
@@ -141,9 +142,15 @@ class Node:
             loaded = await self._runtime.run(self._storage.load)
         self._configuration = loaded.configuration
         self._applied = self._state_machine.applied_index
-        self._ended = loop.create_future()
+        if self._ended is None:
+            self._ended = loop.create_future()
         self._raw = RawNode(config.core, self._storage, loaded, self._applied, self._runtime.rng, self._tracer)
-        await self._transport.start(self._receive)
+        try:
+            await self._transport.start(self._receive)
+        except BaseException:
+            self._stopping = True
+            self._storage.close()
+            raise
         self._ticked_ns = self._runtime.clock()
         self._tasks = [loop.create_task(self._drive()), loop.create_task(self._apply())]
         self._on_timer()
@@ -164,7 +171,8 @@ class Node:
 
     async def wait_failed(self) -> BaseException:
         """The error that ended this node: the process must exit. Raises Stopped after a plain stop()."""
-        assert self._ended is not None, "not started"
+        if self._ended is None:
+            self._ended = asyncio.get_running_loop().create_future()
         error = await asyncio.shield(self._ended)
         if error is None:
             raise Stopped("the node was stopped")
@@ -276,6 +284,9 @@ class Node:
                 self._feed(raw)
                 if raw.has_ready():
                     await self._handle(raw, raw.ready())
+                if self._forwards:  # after the save: they name a term
+                    self._transport.send(self._forwards)
+                    self._forwards = []
                 if self._compactions:
                     await self._compact(raw)
                 self._tell(raw)
@@ -372,7 +383,7 @@ class Node:
             except ProposalDropped as error:
                 self._proposals.returned(data, error)
         else:
-            self._transport.send([Forward(leader_id, self._config.core.node_id, raw.term, data)])
+            self._forwards.append(Forward(leader_id, self._config.core.node_id, raw.term, data))
         self.wake()  # there may be more, and it gets a turn of its own
 
     async def _handle(self, raw: RawNode, ready: Ready) -> None:

@@ -1,9 +1,13 @@
 """What calls return: frozen values, and how they are made from messages. Keys and values are bytes."""
 
-from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from __future__ import annotations
 
-from kvstore.pb import history_pb2, kv_pb2, rpc_pb2
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+if TYPE_CHECKING:
+    # Only for annotations: kvctl prints these values, and must start without protobuf.
+    from kvstore.pb import history_pb2, kv_pb2, rpc_pb2
 
 Bytes: TypeAlias = str | bytes  # str is encoded as UTF-8
 
@@ -39,7 +43,7 @@ class Header:
     raft_term: int
 
     @classmethod
-    def of(cls, message: rpc_pb2.ResponseHeader) -> "Header":
+    def of(cls, message: rpc_pb2.ResponseHeader) -> Header:
         return cls(message.cluster_id, message.member_id, message.revision, message.raft_term)
 
 
@@ -53,7 +57,7 @@ class KeyValue:
     lease: int
 
     @classmethod
-    def of(cls, message: kv_pb2.KeyValue) -> "KeyValue":
+    def of(cls, message: kv_pb2.KeyValue) -> KeyValue:
         return cls(
             message.key,
             message.value,
@@ -77,7 +81,7 @@ class GetResult:
         return self.kvs[0].value if self.kvs else None
 
     @classmethod
-    def of(cls, message: rpc_pb2.RangeResponse) -> "GetResult":
+    def of(cls, message: rpc_pb2.RangeResponse) -> GetResult:
         return cls(Header.of(message.header), tuple(KeyValue.of(kv) for kv in message.kvs), message.more, message.count)
 
 
@@ -87,7 +91,7 @@ class PutResult:
     prev_kv: KeyValue | None
 
     @classmethod
-    def of(cls, message: rpc_pb2.PutResponse) -> "PutResult":
+    def of(cls, message: rpc_pb2.PutResponse) -> PutResult:
         return cls(Header.of(message.header), KeyValue.of(message.prev_kv) if message.HasField("prev_kv") else None)
 
 
@@ -98,7 +102,7 @@ class DeleteResult:
     prev_kvs: tuple[KeyValue, ...]
 
     @classmethod
-    def of(cls, message: rpc_pb2.DeleteRangeResponse) -> "DeleteResult":
+    def of(cls, message: rpc_pb2.DeleteRangeResponse) -> DeleteResult:
         return cls(Header.of(message.header), message.deleted, tuple(KeyValue.of(kv) for kv in message.prev_kvs))
 
 
@@ -106,10 +110,10 @@ class DeleteResult:
 class TxnResult:
     header: Header
     succeeded: bool
-    responses: tuple["OpResult", ...]  # of the branch taken, in its order
+    responses: tuple[OpResult, ...]  # of the branch taken, in its order
 
     @classmethod
-    def of(cls, message: rpc_pb2.TxnResponse) -> "TxnResult":
+    def of(cls, message: rpc_pb2.TxnResponse) -> TxnResult:
         return cls(Header.of(message.header), message.succeeded, tuple(_op_result(op) for op in message.responses))
 
 
@@ -139,9 +143,9 @@ class Event:
     prev_kv: KeyValue | None
 
     @classmethod
-    def of(cls, message: kv_pb2.Event) -> "Event":
+    def of(cls, message: kv_pb2.Event) -> Event:
         return cls(
-            "DELETE" if message.type == kv_pb2.Event.DELETE else "PUT",
+            "DELETE" if message.type else "PUT",
             KeyValue.of(message.kv),
             KeyValue.of(message.prev_kv) if message.HasField("prev_kv") else None,
         )
@@ -176,7 +180,7 @@ class Change:
         return self.event.kv.mod_revision
 
     @classmethod
-    def of(cls, message: history_pb2.Change) -> "Change":
+    def of(cls, message: history_pb2.Change) -> Change:
         return cls(
             Event.of(message.event),
             message.time,
@@ -197,7 +201,7 @@ class Member:
     is_learner: bool
 
     @classmethod
-    def of(cls, message: rpc_pb2.Member) -> "Member":
+    def of(cls, message: rpc_pb2.Member) -> Member:
         return cls(message.ID, message.name, tuple(message.peerURLs), tuple(message.clientURLs), message.isLearner)
 
 
@@ -207,7 +211,7 @@ class MemberList:
     members: tuple[Member, ...]
 
     @classmethod
-    def of(cls, message: rpc_pb2.MemberListResponse) -> "MemberList":
+    def of(cls, message: rpc_pb2.MemberListResponse) -> MemberList:
         return cls(Header.of(message.header), tuple(Member.of(member) for member in message.members))
 
 
@@ -229,7 +233,7 @@ class Status:
         return self.leader == self.header.member_id
 
     @classmethod
-    def of(cls, message: rpc_pb2.StatusResponse) -> "Status":
+    def of(cls, message: rpc_pb2.StatusResponse) -> Status:
         return cls(
             Header.of(message.header),
             message.version,
@@ -251,7 +255,7 @@ class HashKv:
     compact_revision: int
 
     @classmethod
-    def of(cls, message: rpc_pb2.HashKVResponse) -> "HashKv":
+    def of(cls, message: rpc_pb2.HashKVResponse) -> HashKv:
         return cls(Header.of(message.header), message.hash, message.compact_revision)
 
 
@@ -261,5 +265,5 @@ class Alarm:
     type: str  # "NOSPACE" or "CORRUPT"
 
     @classmethod
-    def of(cls, message: rpc_pb2.AlarmMember) -> "Alarm":
-        return cls(message.memberID, rpc_pb2.AlarmType.Name(message.alarm))
+    def of(cls, message: rpc_pb2.AlarmMember) -> Alarm:
+        return cls(message.memberID, {1: "NOSPACE", 2: "CORRUPT"}.get(message.alarm, "NONE"))

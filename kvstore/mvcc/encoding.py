@@ -26,6 +26,8 @@ def varint(n: int) -> bytes:
     """An unsigned varint; n >= 0."""
     if n < _SHORT_END:
         return _SHORT[n]
+    if n < 1 << 21:
+        return bytes((n & 127 | 128, n >> 7 & 127 | 128, n >> 14))
     out = bytearray()
     while n >= 128:
         out.append(n & 127 | 128)

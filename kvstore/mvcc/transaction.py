@@ -51,6 +51,7 @@ class WriteGroup(Reader):
         self._sub = 0  # changes of the request under way
         self._stored = False  # the request under way holds a big delete
         self._mod = varint(self.current_revision + 1)
+        self.revision_varint = b""  # of the last request that changed something: its revision, encoded
         self.spills = 0
 
     # -- reading -------------------------------------------------------------------------------------
@@ -197,6 +198,7 @@ class WriteGroup(Reader):
         self._changes = []
         self._sub = 0
         self._stored = False
+        self.revision_varint = self._mod
         self._mod = varint(self.current_revision + 1)
         return True
 

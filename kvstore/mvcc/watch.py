@@ -136,10 +136,8 @@ class WatchHub:
 
     def _fan_out_group(self, group: Group, batch: list[RevisionEvents], touched: "dict[WatchStream, None]") -> None:
         shared: dict[int, list[bytes]] = {}
-        first, last = batch[0].revision, batch[-1].revision
+        first = batch[0].revision
         for watcher in list(group.watchers):
-            if watcher.next_revision > last:
-                continue
             if watcher.next_revision > first:
                 rest = [item for item in batch if item.revision >= watcher.next_revision]
                 responses = self._responses(wire.encode_revisions(rest, watcher.variant), watcher.variant)

@@ -117,4 +117,4 @@ class RpcServer(ABC):
 
     @abstractmethod
     async def stop(self, grace: float) -> None:
-        """Take no new calls, give those under way `grace` seconds, end."""
+        """Take no new calls, end streams (STOPPED), give calls under way `grace` seconds."""

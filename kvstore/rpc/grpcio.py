@@ -20,7 +20,8 @@ wrapped once, at registration: parsing happens in our hands, so that malformed b
 import asyncio
 import inspect
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, final
 
 import grpc
@@ -28,7 +29,7 @@ import grpc.aio
 import structlog
 from google.protobuf.message import DecodeError
 
-from kvstore.errors import MALFORMED, Code, KvError, unimplemented
+from kvstore.errors import MALFORMED, STOPPED, Code, KvError, unimplemented
 from kvstore.rpc.address import can_listen, host_port
 from kvstore.rpc.base import UNEXPECTED, Call, CallHandler, RpcServer, Stream, StreamHandlerFactory
 from kvstore.rpc.options import MESSAGE_BYTES_MAX, ChannelOptions, ServerOptions
@@ -233,6 +234,7 @@ class GrpcioStream(CallContext, Stream):
 
     async def _write(self) -> None:
         while True:
+            had_some = bool(self._queue)
             while self._queue:
                 message = self._queue.popleft()
                 await self._context.write(message)
@@ -240,7 +242,8 @@ class GrpcioStream(CallContext, Stream):
             if self._closing:
                 return
             self._wakeup.clear()
-            self._guarded(self._handler.drained)
+            if had_some:
+                self._guarded(self._handler.drained)
             if not self._queue:
                 await self._wakeup.wait()
 
@@ -252,11 +255,25 @@ class GrpcioStream(CallContext, Stream):
             self.close(UNEXPECTED)
 
 
-def _stream_behaviour(factory: StreamHandlerFactory) -> Callable[[Any, Any], Awaitable[None]]:
-    async def serve(_: AsyncIterator[bytes], context: Any) -> None:
-        await GrpcioStream(context, factory).serve()
+@final
+class StreamMethod:
+    """One hot bidirectional method, and its streams under way."""
 
-    return serve
+    def __init__(self, factory: StreamHandlerFactory) -> None:
+        self._factory = factory
+        self._streams: set[GrpcioStream] = set()
+
+    async def serve(self, _: AsyncIterator[bytes], context: Any) -> None:
+        stream = GrpcioStream(context, self._factory)
+        self._streams.add(stream)
+        try:
+            await stream.serve()
+        finally:
+            self._streams.discard(stream)
+
+    def stop(self) -> None:
+        for stream in self._streams:
+            stream.close(STOPPED)
 
 
 @final
@@ -293,15 +310,17 @@ class GeneratedMethod:
 
     async def _unary_stream(self, request: bytes, context: Any) -> AsyncIterator[bytes]:
         try:
-            async for answer in self._behaviour(self._parse(request), context):
-                yield self._serialize(answer)
+            async with aclosing(self._behaviour(self._parse(request), context)) as answers:
+                async for answer in answers:
+                    yield self._serialize(answer)
         except Exception as error:  # top of the handler
             await self._failed(context, error)
 
     async def _stream_stream(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
         try:
-            async for answer in self._behaviour(self._parsed(requests), context):
-                yield self._serialize(answer)
+            async with aclosing(self._behaviour(self._parsed(requests), context)) as answers:
+                async for answer in answers:
+                    yield self._serialize(answer)
         except Exception as error:  # top of the handler
             await self._failed(context, error)
 
@@ -379,6 +398,7 @@ class GrpcioServer(RpcServer):
     def __init__(self, options: ServerOptions) -> None:
         self._server = grpc.aio.server(options=server_arguments(options))
         self._hot = HotMethods()
+        self._stream_methods: list[StreamMethod] = []
         self._unknown = UnknownMethods()
         self._server.add_generic_rpc_handlers((self._hot,))
 
@@ -386,7 +406,9 @@ class GrpcioServer(RpcServer):
         self._add_hot(method, grpc.unary_unary_rpc_method_handler(CallCollector(handler).serve))
 
     def add_stream(self, method: str, factory: StreamHandlerFactory) -> None:
-        self._add_hot(method, grpc.stream_stream_rpc_method_handler(_stream_behaviour(factory)))
+        served = StreamMethod(factory)
+        self._stream_methods.append(served)
+        self._add_hot(method, grpc.stream_stream_rpc_method_handler(served.serve))
 
     def _add_hot(self, method: str, handler: MethodHandler) -> None:
         assert method not in self._hot.handlers, f"{method} is served twice"
@@ -411,4 +433,7 @@ class GrpcioServer(RpcServer):
         return bound
 
     async def stop(self, grace: float) -> None:
+        # Streams have no end of their own: waiting for them would always take the whole grace.
+        for served in self._stream_methods:
+            served.stop()
         await self._server.stop(grace)

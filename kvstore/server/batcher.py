@@ -40,6 +40,7 @@ ENTRY_BYTES_MAX: Final = 512 * 1024  # a follower appends, and apply works, in p
 WAITING_REQUESTS_MAX: Final = 10_000  # of our own clients, from arrival to answer
 WAITING_BYTES_MAX: Final = 64 * 1024 * 1024  # not yet handed to the node: our own, and as much forwarded
 FORWARDED_REQUESTS_MAX: Final = 20_000  # not yet handed to the node
+ENTRIES_UNAPPLIED_MAX: Final = int(__import__("os").environ.get("XPIPE","1000000"))
 NOT_HANDED_OUT: Final = -1
 
 
@@ -69,15 +70,17 @@ class Batcher(ProposalSource):
         request_bytes_max: int,
         timeout: float,
         term: Callable[[], Term],
+        unapplied: Callable[[], int],
         stamp: Callable[[], int],
         timeout_error: Callable[[float], KvError],
     ) -> None:
-        """stamp: the next entry's time. timeout_error(since): what to tell a caller that waited since then."""
+        """unapplied: entries in the log that are not applied yet. stamp: the next entry's time. timeout_error(since): what to tell a caller that waited since then."""
         self._member_id = member_id
         self._boot = boot
         self._request_bytes_max = request_bytes_max
         self._timeout = timeout
         self._term = term
+        self._unapplied = unapplied
         self._stamp = stamp
         self._timeout_error = timeout_error
         self._sequence = 0
@@ -142,6 +145,8 @@ class Batcher(ProposalSource):
             self._drop_forwarded()
             return []
         limit = min(bytes_max, ENTRY_BYTES_MAX)
+        if leading and self._queue_bytes + self._forwarded_bytes < limit and self._unapplied() >= ENTRIES_UNAPPLIED_MAX:
+            return []
         own_limit = limit // 2 if leading and self._forwarded else limit  # neither side starves the other
         term = self._term()
         requests: list[bytes] = []

@@ -87,6 +87,7 @@ class KvServer:
             request_bytes_max=config.max_request_bytes,
             timeout=config.request_timeout,
             term=lambda: self.node.status().term,
+            unapplied=lambda: self.node.status().last_index - self.store.applied_index,
             stamp=lambda: clock.stamp(self.node.status().term, self.store.last_entry_time),
             timeout_error=self._timeout_error,
         )
@@ -217,8 +218,8 @@ class KvServer:
         self._spawn(self._publish())
 
     async def hand_over(self) -> None:
-        """Let another member lead, if this one does and there is another."""
-        if self._leader_id == self.member_id and len(self._names) > 1:
+        """Let another member lead, if this one does and there is another that can be reached."""
+        if self._leader_id == self.member_id and self.transport.connected():
             log.info("handing leadership over")
             if not await self.node.transfer_leadership():
                 log.warning("no other member took over")

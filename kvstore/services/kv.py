@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
+LONG_READS_MAX: Final = 64  # at once: each pins a view, and holds its answer in memory
 COMPACTION_POLL_SECONDS: Final = 0.02
 REQUEST_ID: Final = "request-id"  # gRPC metadata: the client's own name for a change, kept in the history
 REQUEST_ID_LENGTH_MAX: Final = 128
@@ -56,6 +57,7 @@ def is_serializable(request: Read) -> bool:
 class KvService:
     def __init__(self, server: "KvServer") -> None:
         self._server = server
+        self._long_reads = asyncio.Semaphore(LONG_READS_MAX)
         self._tasks: set[asyncio.Task[None]] = set()  # the loop keeps only weak references to tasks
 
     def register(self, rpc: RpcServer) -> None:
@@ -168,19 +170,25 @@ class KvService:
 
     async def _read_long(self, call: Call, request: Read) -> None:
         try:
-            with self._server.store.view() as view:
-                if isinstance(request, RangeRequest):
-                    found = await range_(view, request)
-                    revision, body = view.current_revision, range_body(found.kvs, found.count, found.more)
-                else:
-                    result = await read_txn(view, request)
-                    revision, body = result.revision, result.body
-                call.reply(self._server.header(revision) + body)
+            async with self._long_reads:
+                await self._read_view(call, request)
         except KvError as error:
             call.fail(error.with_traceback(None))
         except Exception:  # top of a task: the caller must not be left waiting
             log.exception("read failed")
             call.fail(UNEXPECTED)
+
+    async def _read_view(self, call: Call, request: Read) -> None:
+        if call.cancelled:
+            return
+        with self._server.store.view() as view:
+            if isinstance(request, RangeRequest):
+                found = await range_(view, request)
+                revision, body = view.current_revision, range_body(found.kvs, found.count, found.more)
+            else:
+                result = await read_txn(view, request)
+                revision, body = result.revision, result.body
+            call.reply(self._server.header(revision) + body)
 
     async def stop(self) -> None:
         """End what is under way; its callers get nothing: the connection is going too."""

@@ -122,7 +122,7 @@ class WatchHandler:
         self._watches.drained()
 
     def half_closed(self) -> None:
-        self.stream.close()
+        """It asks for nothing more and goes on reading, as at etcd."""
 
     def closed(self) -> None:
         self._watches.close()

@@ -115,7 +115,7 @@ class Applier:
             else:
                 result = await self._apply_request(group, request, ours)
             if group.end_request():
-                origins.append(_origin(group.current_revision, position, request))
+                origins.append(_origin(group.revision_varint, position, request))
             if ours:
                 results.append((sequence, result))
             if position & _PAUSE_MASK == _PAUSE_MASK:
@@ -171,9 +171,9 @@ def _apply_compaction(group: WriteGroup, revision: int) -> Result:
     return AppliedResult(group.current_revision, b"")
 
 
-def _origin(revision: int, position: int, request: Request) -> bytes:
-    """An encoded EntryRecord.origins field."""
-    origin = b"\x08%b\x10%b\x19%b" % (varint(revision), varint(position), _FIXED64.pack(request.member))
+def _origin(revision: bytes, position: int, request: Request) -> bytes:
+    """An encoded EntryRecord.origins field; `revision` is a varint."""
+    origin = b"\x08%b\x10%b\x19%b" % (revision, varint(position), _FIXED64.pack(request.member))
     if request.user:
         origin += field(b"\x22", request.user.encode())
     if request.request_id:

@@ -26,12 +26,21 @@ class Moment(NamedTuple):
     applied_index: Index
     last_index: Index
     replicated_index: Index
+    match_indexes: dict[NodeId, Index]
 
 
 def observe(r: Raft) -> Moment:
     log = r.log
     return Moment(
-        r.term, r.vote, r.role, r.leader_id, log.commit_index, log.applied_index, log.last_index, r.replicated_index
+        r.term,
+        r.vote,
+        r.role,
+        r.leader_id,
+        log.commit_index,
+        log.applied_index,
+        log.last_index,
+        r.replicated_index,
+        {peer.node_id: peer.match_index for peer in r.progress.values()},
     )
 
 
@@ -54,7 +63,8 @@ def check(r: Raft) -> None:
         _check_leader(r, name)
     else:
         assert not r.progress, f"{name}: progress without leading"
-        assert not r.read_rounds and not r.reads_waiting, f"{name}: read rounds without leading"
+        assert not r.read_rounds, f"{name}: read rounds without leading"
+        assert not r.reads_waiting, f"{name}: reads wait without leading"
         assert r.transfer_target == NO_NODE, f"{name}: transfer without leading"
         assert r.leader_id != r.node_id, f"{name}: follows itself"
     if r.role is Role.CANDIDATE:
@@ -102,6 +112,8 @@ def check_delta(before: Moment, r: Raft) -> None:
             assert now.leader_id == before.leader_id, f"{name}: two leaders in a term"
         if before.role is Role.LEADER and now.role is Role.LEADER:
             assert now.last_index >= before.last_index, f"{name}: a leader removed entries of its log"
+            for member, match_index in before.match_indexes.items():
+                assert now.match_indexes[member] >= match_index, f"{name}: match of n{member:x} went back"
             if now.commit_index > before.commit_index:
                 assert now.commit_index >= r.noop_index, f"{name}: counted replicas of an older term's entry"
 
@@ -114,16 +126,18 @@ class ClusterChecker:
         self._votes: dict[tuple[NodeId, Term], NodeId] = {}
         self._entries: dict[tuple[Index, Term], tuple[EntryKind, bytes, Term]] = {}  # kind, data, term before
         self._committed: dict[Index, Entry] = {}
+        self._committed_in: dict[Index, Term] = {}  # the term whose leader committed it
         self.commit_index: Index = 0  # the highest that any node ever committed
         self._checked: dict[NodeId, tuple[Index, Index, Term]] = {}  # commit, last, last term seen before
 
     def check(self, r: Raft, disks: dict[NodeId, LogReader]) -> None:
         """After a step of `r`. `disks`: what every node's disk holds, of crashed nodes too."""
         if r.role is Role.LEADER:
-            leader = self._leaders.setdefault(r.term, r.node_id)
-            assert leader == r.node_id, f"Election Safety: n{leader:x} and n{r.node_id:x} lead term {r.term}"
-            if r.log.last_index == r.noop_index:
+            if r.term not in self._leaders:
+                self._leaders[r.term] = r.node_id
                 self._check_leader_completeness(r)
+            leader = self._leaders[r.term]
+            assert leader == r.node_id, f"Election Safety: n{leader:x} and n{r.node_id:x} lead term {r.term}"
         self._check_log_matching(r)
         self._check_committed(r, disks)
 
@@ -153,8 +167,10 @@ class ClusterChecker:
 
     def _check_leader_completeness(self, r: Raft) -> None:
         for index in range(r.log.first_index, self.commit_index + 1):
-            term = r.log.term_at(index) if index <= r.log.last_index else None
+            if self._committed_in[index] >= r.term:
+                break  # by a newer leader than this one, whose election was decided late
             committed = self._committed[index]
+            term = r.log.term_at(index) if index <= r.log.last_index else None
             assert term == committed.term, f"Leader Completeness: n{r.node_id:x}@{r.term} lacks {committed}"
 
     def _check_log_matching(self, r: Raft) -> None:
@@ -177,6 +193,7 @@ class ClusterChecker:
         if log.commit_index > seen[0]:
             for entry in log.entries(max(seen[0] + 1, log.first_index), log.commit_index, 2**62):
                 known = self._committed.setdefault(entry.index, entry)
+                self._committed_in.setdefault(entry.index, r.term)
                 assert known == entry, f"State Machine Safety: n{r.node_id:x} commits {entry}, others {known}"
             if log.commit_index > self.commit_index:
                 self.commit_index = log.commit_index
@@ -190,9 +207,7 @@ class ClusterChecker:
     def _check_durable(self, configuration: Configuration, entry: Entry, disks: dict[NodeId, LogReader]) -> None:
         for voters in (configuration.voters, configuration.voters_outgoing):
             holders = [voter for voter in voters if _holds(disks[voter], entry)]
-            assert not voters or len(holders) > len(voters) // 2, (
-                f"{entry} is committed, only {holders} have it on disk"
-            )
+            assert not voters or len(holders) > len(voters) // 2, f"{entry} is committed, only {holders} hold it"
 
 
 def _holds(disk: LogReader, entry: Entry) -> bool:

@@ -90,9 +90,7 @@ class Raft:
         self.saved_state = state  # what the disk is known to hold
         self.role = Role.FOLLOWER
         self.leader_id: NodeId = NO_NODE  # of this term; set once, unless a leader gives up
-        self.replicated_index: Index = (
-            0  # durable on every member, as far as this term's leader said; only grows in a term
-        )
+        self.replicated_index: Index = 0  # durable on every member, as its leader said; only grows in a term
 
         self.election_elapsed = 0  # ticks since a leader was heard; on a leader, since check-quorum looked
         self.election_timeout = 0  # ticks; drawn anew each time

@@ -132,7 +132,7 @@ def _answer_old_term(r: Raft, m: Message) -> None:
         send(r, HeartbeatResponse(m.sender, r.node_id, r.term))
 
 
-def _fault(r: Raft, m: Message) -> str:
+def _fault(r: Raft, m: Message) -> str:  # noqa: PLR0911
     """Why the message cannot be true, or "". Says nothing of messages that are merely late."""
     if m.to != r.node_id:
         return f"it is for n{m.to:x}"
@@ -142,29 +142,30 @@ def _fault(r: Raft, m: Message) -> str:
         return f"term {m.term}"
     if isinstance(m, AppendEntries):
         return _fault_in_entries(m)
-    if isinstance(m, AppendEntriesResponse):
-        if m.match_index < 0 or m.hint_term < 0 or m.rejected_index < 0:
-            return "negative index"
-        if m.term == r.term and r.role is Role.LEADER:
-            if m.read_round > r.progress[m.sender].round_sent:
-                return f"round {m.read_round} was never sent"
-            if not m.rejected and m.match_index > r.log.last_index:
-                return f"match={m.match_index} beyond our last {r.log.last_index}"
-    elif isinstance(m, HeartbeatResponse):
-        if m.term == r.term and r.role is Role.LEADER and m.read_round > r.progress[m.sender].round_sent:
-            return f"round {m.read_round} was never sent"
-    elif isinstance(m, Heartbeat):
-        # The leader claims that we stored it; only what we acknowledged may be committed by a heartbeat.
+    if isinstance(m, Heartbeat):
+        # The leader claims that we stored it; a heartbeat may only commit what we acknowledged.
         if m.term >= r.term and not 0 <= m.commit <= r.log.last_index:
             return f"commit={m.commit} beyond our last {r.log.last_index}"
-    elif isinstance(m, RequestVote):
-        if m.last_index < 0 or m.last_term < 0:
-            return "negative index"
-    elif isinstance(m, ReadIndexResponse):
-        if m.index < 0:
-            return "negative index"
+    elif isinstance(m, (AppendEntriesResponse, HeartbeatResponse)):
+        return _fault_in_answer(r, m)
     elif isinstance(m, Forward):
         return "proposals go to the driver"
+    elif (isinstance(m, RequestVote) and (m.last_index < 0 or m.last_term < 0)) or (
+        isinstance(m, ReadIndexResponse) and m.index < 0
+    ):
+        return "negative index"
+    return ""
+
+
+def _fault_in_answer(r: Raft, m: AppendEntriesResponse | HeartbeatResponse) -> str:
+    answers_us = m.term == r.term and r.role is Role.LEADER
+    if answers_us and m.read_round > r.progress[m.sender].round_sent:
+        return f"round {m.read_round} was never sent"
+    if isinstance(m, AppendEntriesResponse):
+        if m.match_index < 0 or m.hint_term < 0:
+            return "negative index"
+        if answers_us and not m.rejected and m.match_index > r.log.last_index:
+            return f"match={m.match_index} beyond our last {r.log.last_index}"
     return ""
 
 

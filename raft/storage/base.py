@@ -6,6 +6,7 @@ stop, since after a failed fsync nobody knows what the disk holds (RELIABILITY.m
 
 `save` may run in a thread while the loop reads. The loop then reads only what earlier saves stored
 and this one does not replace; the core keeps everything newer in memory until `save` has returned.
+`save`, `reset` and `compact` may be called from different threads; they wait for each other.
 """
 
 from abc import abstractmethod
@@ -30,19 +31,24 @@ class LogStorage(LogReader):
     def load(self) -> Loaded:
         """Open, repair a torn tail and return what is stored. Called once, before all else.
 
-        Raises Corrupt, UnknownFormat, InUse.
+        A configuration without voters: there is no log yet, `reset` starts one. The commit index is at most
+        last_index. Raises Corrupt, UnknownFormat, InUse, StorageError.
         """
 
     @abstractmethod
     def save(self, hard_state: HardState | None, entries: list[Entry], must_sync: bool) -> None:
         """Append `entries`, cutting off first whatever lies at or after entries[0].index, and `hard_state`.
 
-        With must_sync, both are on the disk when this returns. Raises StorageError or OSError: both final.
+        With must_sync, these and all earlier saves are on the disk when this returns. Raises StorageError,
+        which is final: every later call raises it again.
         """
 
     @abstractmethod
     def reset(self, index: Index, term: Term, configuration: Configuration) -> None:
-        """Forget the whole log; it now starts after index@term. Used to bootstrap (0@0) and by snapshots. Durable."""
+        """Forget the whole log; it now starts after index@term. Used to bootstrap (0@0) and by snapshots. Durable.
+
+        Term and vote stay, the commit index becomes `index`.
+        """
 
     @abstractmethod
     def compact(self, index: Index, configuration: Configuration) -> None:

@@ -25,13 +25,13 @@ from raft.core.raw_node import RawNode
 from raft.messages import Message
 from raft.ready import Ready
 from raft.storage.memory import MemoryStorage
-from raft.types import Configuration, Entry, EntryKind, Index, NodeId, Role, Term
+from raft.types import Configuration, Entry, EntryKind, Index, NodeId, Role
 
 SETTLE_STEPS_MAX = 10_000  # more means that the nodes talk for ever
 
 
 @final
-class SeededRng(Rng):
+class SplitMixRng(Rng):
     """splitmix64: small, and the same on every version of Python."""
 
     def __init__(self, seed: int) -> None:
@@ -46,17 +46,6 @@ class SeededRng(Rng):
 
     def chance(self, percent: int) -> bool:
         return self.below(100) < percent
-
-
-@final
-class ListTracer(Tracer):
-    """Keeps the facts, as `n<id>@<term> <fact>`."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def emit(self, node_id: NodeId, term: Term, fact: str) -> None:
-        self.lines.append(f"n{node_id:x}@{term} {fact}")
 
 
 @final
@@ -87,7 +76,7 @@ class Cluster:
     ) -> None:
         self.configuration = configuration or Configuration(tuple(range(1, size + 1)))
         self.tracer = tracer
-        self.rng = SeededRng(seed)
+        self.rng = SplitMixRng(seed)
         self.network: list[Message] = []  # under way, oldest first
         self.cut: set[tuple[NodeId, NodeId]] = set()  # (sender, to): what is sent there is lost
         self.checker = ClusterChecker()
@@ -158,7 +147,7 @@ class Cluster:
         loaded = member.storage.load()
         member.applied_index = member.flushed_index
         member.applied = [entry for entry in member.applied if entry.index <= member.flushed_index]
-        rng = SeededRng(self.rng.below(2**62))
+        rng = SplitMixRng(self.rng.below(2**62))
         member.raw = RawNode(member.config, member.storage, loaded, member.applied_index, rng, self.tracer)
         member.moment = None
         self.checker.restarted(node_id, member.raw.commit_index)

@@ -34,9 +34,8 @@ Lines: `n1@2 fact` is a trace (node, term), `->` a message that left, `-x` one t
 """
 
 import sys
-from dataclasses import replace
 from pathlib import Path
-from typing import Final, final
+from typing import Any, Final, final
 
 from raft.config import Config
 from raft.core import describe
@@ -48,6 +47,7 @@ from raft.testing.cluster import Cluster
 from raft.types import Configuration, NodeId, Role, Term
 
 RULE: Final = "----"
+_SWITCHES: Final = {"yes": True, "no": False}
 
 
 class ScriptError(Exception):
@@ -103,10 +103,11 @@ class Runner:
         size = int(values.pop("nodes", "3"))
         learners = int(values.pop("learners", "0"))
         leader = int(values.pop("leader", "0"))
-        config = Config(node_id=1)
-        for name, text in values.items():
-            value = {"yes": True, "no": False}[text] if isinstance(getattr(config, name), bool) else int(text)
-            config = replace(config, **{name: value})
+        # Config checks what the script writes; mypy cannot.
+        fields: dict[str, Any] = {
+            name: _SWITCHES[text] if text in _SWITCHES else int(text) for name, text in values.items()
+        }
+        config = Config(node_id=1, **fields)
         voters = tuple(range(1, size - learners + 1))
         configuration = Configuration(voters, tuple(range(size - learners + 1, size + 1)))
         self._cluster = Cluster(configuration=configuration, config=config, tracer=self._out)
@@ -187,7 +188,9 @@ class Runner:
     def _do_log(self, node: str) -> None:
         log = self._running.node(int(node)).raft.log
         found = log.entries(log.first_index, log.last_index, 2**62) if log.last_index >= log.first_index else []
-        self._say(" ".join([f"{e.index}@{e.term}:{e.data.decode() or e.kind.name.lower()}" for e in found]) or "(empty)")
+        self._say(
+            " ".join([f"{e.index}@{e.term}:{e.data.decode() or e.kind.name.lower()}" for e in found]) or "(empty)"
+        )
 
     def _do_status(self, node: str = "0") -> None:
         for node_id in [int(node)] if int(node) else list(self._running.members):
@@ -244,28 +247,25 @@ class Runner:
 
 
 def run_script(text: str) -> str:
-    """The script with its outputs written anew."""
+    """The script with its outputs written anew. An output ends at the next empty line."""
     runner = Runner()
     out: list[str] = []
-    block: list[str] = []
-    for line in [*text.splitlines(), ""]:
+    commands: list[str] = []
+    in_output = False
+    for line in text.splitlines():
+        if in_output and line:
+            continue  # what an earlier run wrote
+        in_output = False
+        out.append(line)
         if line == RULE:
-            out.append(RULE)
-            for command in block:
+            for command in commands:
                 out.extend(runner.run(command))
-            block = []
-            skipping = True
-            out.append("")
-            continue
-        if out and out[-1] == "" and not block and line and RULE in out and skipping:
-            continue
-        skipping = False
-        if line and not line.startswith("#"):
-            block.append(line)
-        if line or (out and out[-1]):
-            out.append(line)
-    if block:
-        raise ScriptError(f"no {RULE} after: {block[0]}")
+            commands = []
+            in_output = True
+        elif line and not line.startswith("#"):
+            commands.append(line)
+    if commands:
+        raise ScriptError(f"no {RULE} after: {commands[0]}")
     return "\n".join(out).rstrip("\n") + "\n"
 
 

@@ -86,6 +86,8 @@ class HeldExecutor(Executor):
         """Run what is held, in order."""
         while self.held:
             future, call = self.held.pop(0)
+            if not future.set_running_or_notify_cancel():
+                continue
             try:
                 future.set_result(call())
             except Exception as error:
@@ -204,6 +206,7 @@ class Cluster:
         """Gone in the middle of whatever it was doing; what was not saved is lost."""
         member = self.members.pop(node_id)
         self.executors[node_id].held.clear()
+        self.executors[node_id].holding = False  # the next process opens the disk anew
         node = member.node
         node._end(None)
         for task in node._tasks:

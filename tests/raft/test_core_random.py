@@ -13,17 +13,17 @@ import pytest
 
 from raft.config import Config
 from raft.errors import ProposalDropped
-from raft.testing.cluster import Cluster, SeededRng
+from raft.testing.cluster import Cluster, SplitMixRng
 from raft.types import Configuration, Index, NodeId
 
-STEPS = 900
+STEPS = 600
 SEEDS = 400
 SEEDS_PER_TEST = 50
 
 
 class World:
     def __init__(self, seed: int) -> None:
-        self.rng = rng = SeededRng(seed)
+        self.rng = rng = SplitMixRng(seed)
         size = (1, 2, 3, 3, 3, 4, 5)[rng.below(7)]
         learners = (size + 1,) if rng.chance(25) else ()
         outgoing = (1, 2, 3) if size == 5 and rng.chance(30) else ()
@@ -44,9 +44,10 @@ class World:
         )
         # Each kind of fault is absent in half of the worlds, and its rate is drawn over orders of magnitude:
         # frequent ones would hide the rare ones.
-        rates = {"lose": 32, "repeat": 32, "late": 64, "stop": 64, "crash": 8, "cut": 8, "pass": 4, "elect": 8}
+        rates = {"lose": 32, "repeat": 32, "late": 64, "stop": 64, "crash": 8, "cut": 8, "pass": 4, "elect": 8, "strand": 8}
         self.percent = {fault: (most >> rng.below(4)) * rng.below(2) for fault, most in rates.items()}
         self.percent["elect"] += 1
+        self.busy = 2 + rng.below(8)  # messages that arrive in one step, at most
         self.proposed = 0
         self.asked: dict[tuple[NodeId, int], Index] = {}  # (node, context) -> what had been committed when it was asked
         self.answered = 0
@@ -69,20 +70,24 @@ class World:
             self.asked = {key: index for key, index in self.asked.items() if key[0] != node_id}
         elif rng.chance(percent["pass"]):
             cluster.transfer(node_id, nodes[rng.below(len(nodes))])
-        elif member.in_flight is not None:
-            if not rng.chance(percent["stop"]):
-                cluster.save(node_id)
         elif rng.chance(percent["elect"]):
             cluster.tick(node_id, 2 * member.config.election_ticks)
         elif rng.chance(12):
             cluster.tick(node_id)
-        elif rng.chance(20):
+        elif rng.chance(15):
             self.request(node_id)
-        else:
-            cluster.begin(node_id)
-        self.collect_reads(node_id)
+        for node_id in nodes:
+            if cluster.members[node_id].in_flight is None:
+                cluster.begin(node_id)
+                self.collect_reads(node_id)
+            elif not rng.chance(percent["stop"]):
+                cluster.save(node_id)
+        if cluster.cut and rng.chance(3):
+            cluster.heal()
         if rng.chance(percent["cut"]):
             self.cut(nodes)
+        if rng.chance(percent["strand"]):
+            self.strand(nodes)
         self.deliver()
         if rng.chance(1) and cluster.members[node_id].raw is not None:
             cluster.compact(node_id)
@@ -96,10 +101,27 @@ class World:
         else:  # one way only
             cluster.cut.add((nodes[rng.below(len(nodes))], nodes[rng.below(len(nodes))]))
 
+    def strand(self, nodes: list[NodeId]) -> None:
+        """A leader is cut off with proposals that nobody or too few others hear of, and another is elected."""
+        rng, cluster = self.rng, self.cluster
+        leader = cluster.leader()
+        if not leader:
+            return
+        mates = {leader, *[n for n in nodes if rng.chance(25)]}
+        others = [n for n in nodes if n not in mates]
+        cluster.partition(sorted(mates), others)
+        self.propose(leader)
+        for node_id in sorted(mates):
+            if not rng.chance(self.percent["stop"]):
+                cluster.work(node_id)
+        for node_id in others:
+            if cluster.members[node_id].raw is not None:
+                cluster.tick(node_id, cluster.members[node_id].config.election_ticks)
+
     def deliver(self) -> None:
         """A few messages arrive, some overtaken by later ones, some lost, some twice."""
         rng, cluster, percent = self.rng, self.cluster, self.percent
-        for _ in range(1 + rng.below(3)):
+        for _ in range(rng.below(1 + self.busy)):
             if not cluster.network:
                 return
             position = rng.below(len(cluster.network)) if rng.chance(percent["late"]) else 0
@@ -115,16 +137,19 @@ class World:
     def request(self, node_id: NodeId) -> None:
         cluster = self.cluster
         if self.rng.chance(50):
-            try:
-                cluster.propose(node_id, [b"%06d" % (self.proposed + n) for n in range(1 + self.rng.below(3))])
-                self.proposed += 3
-            except ProposalDropped:
-                return
+            self.propose(cluster.leader() or node_id)
         else:
             context = cluster.read(node_id)
             if context is not None:
                 # A later reader who shares the context asks for more.
                 self.asked[node_id, context] = cluster.checker.commit_index
+
+    def propose(self, node_id: NodeId) -> None:
+        try:
+            self.cluster.propose(node_id, [b"%06d" % (self.proposed + n) for n in range(1 + self.rng.below(3))])
+            self.proposed += 3
+        except ProposalDropped:
+            pass  # nothing was appended
 
     def collect_reads(self, node_id: NodeId) -> None:
         reads = self.cluster.members[node_id].reads
@@ -174,7 +199,7 @@ def test_random_histories_keep_every_invariant(first: int) -> None:
             raise
         answered += world.answered
         committed += world.cluster.checker.commit_index
-    assert answered > 10 * SEEDS_PER_TEST, "hardly any read was answered: the histories show nothing"
+    assert answered > 4 * SEEDS_PER_TEST, "hardly any read was answered: the histories show nothing"
     assert committed > 10 * SEEDS_PER_TEST, "hardly anything was committed: the histories show nothing"
 
 

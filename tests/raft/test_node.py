@@ -331,7 +331,7 @@ async def test_nobody_campaigns_early_while_no_quorum_is_reached() -> None:
     async with Cluster(3, clock=True, election_ticks=10) as cluster:
         cluster.network.isolate(1)
         await cluster.tick(1, count=9)
-        assert not [m for m in cluster.sent(1)], "alone, it waits a whole election timeout"
+        assert not list(cluster.sent(1)), "alone, it waits a whole election timeout"
 
 
 async def test_a_follower_ticks_once_for_a_stall_and_hears_its_leader_first() -> None:
@@ -483,6 +483,23 @@ async def test_on_change_tells_role_term_and_leader() -> None:
     await until(lambda: bool(seen) and seen[-1].role is Role.LEADER)
     assert (seen[-1].term, seen[-1].leader_id) == (1, 1)
     await node.stop()
+
+
+async def test_a_node_that_cannot_listen_does_not_start() -> None:
+    network = MemoryNetwork()
+    first = MemoryTransport(network, 1)
+    await first.start(lambda messages: None)
+    storage = MemoryStorage(Configuration((1,)))
+    node = Node(NodeConfig(core=Config(node_id=1)), storage, Machine(), MemoryTransport(network, 1))
+    watching = asyncio.create_task(node.wait_failed())
+    await asyncio.sleep(0)
+    with pytest.raises(OSError, match="on this network already"):
+        await node.start()
+    with pytest.raises(Stopped):
+        node.propose(b"x")
+    await node.stop()
+    with pytest.raises(Stopped):
+        await watching
 
 
 async def test_compaction_spares_what_a_member_lacks() -> None:

@@ -218,3 +218,43 @@ def test_other_files_in_the_directory_are_left_alone() -> None:
     SegmentedStorage(PATH, file_system=disk).load()
     assert "notes.txt" in disk.names(PATH)
     assert "0000000000000009.tmp" not in disk.names(PATH)
+
+
+def test_swapped_votes_stop_the_start() -> None:
+    """Two records of one segment, one length and no index: only the chain tells which was the later one."""
+    log = Log(batches=1, per_batch=1)
+    for term in range(2, 6):
+        log.storage.save(HardState(term, term, 1), [], True)
+    name, _, begin = log.saves[0]
+    data, size = log.disk.content(PATH / name), 44 + 8
+    records = [data[begin + i * size : begin + (i + 1) * size] for i in range(4)]
+    assert load({name: data})[1] == HardState(5, 5, 1)
+    for first in range(3):
+        for second in range(first + 1, 3):
+            swapped = list(records)
+            swapped[first], swapped[second] = records[second], records[first]
+            with pytest.raises(Corrupt):
+                load({name: data[:begin] + b"".join(swapped) + data[begin + 4 * size :]})
+
+
+def test_what_was_cut_off_does_not_come_back_behind_a_record_written_again() -> None:
+    """The first entry of a torn batch is lost and the second is not; then the first is saved again, alone."""
+    log = Log(batches=1, per_batch=1)
+    name, _, begin = log.saves[0]
+    first, second = Entry(2, 1, b"first"), Entry(3, 1, b"second")
+    log.storage.save(None, [first, second], True)
+    disk = fresh({name: log.disk.content(PATH / name)})
+    disk.damage(PATH / name, begin, bytes(44 + 5))
+    for last in (1, 2):
+        storage = SegmentedStorage(PATH, segment_bytes=SEGMENT_BYTES, file_system=disk)
+        storage.load()
+        assert storage.last_index == last
+        storage.save(None, [first], True)  # the second time it is there already
+        storage.close()
+
+
+def test_a_renamed_segment_stops_the_start() -> None:
+    log = Log(batches=1, per_batch=1)
+    (data,) = [log.files[name] for name in log.files]
+    with pytest.raises(Corrupt, match="this is segment 1"):
+        load({"0000000000000004.log": data})

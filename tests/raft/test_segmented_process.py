@@ -5,6 +5,7 @@ import signal
 import stat
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -126,3 +127,32 @@ def test_a_short_write_is_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     file.pwritev(list(parts), 2)
     assert file.pread(1 << 20, 2) == b"".join(parts)
     file.close()
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 20_000])
+def test_reads_beside_a_writing_thread(tmp_path: Path, cache_bytes: int) -> None:
+    """The loop reads what is stored while a save, with truncations, and a compaction run elsewhere."""
+    storage = SegmentedStorage(tmp_path / "log", segment_bytes=5000, cache_bytes=cache_bytes)
+    storage.load()
+    storage.reset(0, 0, Configuration((1,)))
+    stable = 100
+    storage.save(None, [Entry(i, 1, b"%d" % i * 30) for i in range(1, stable + 1)], False)
+
+    def write() -> None:
+        for term in range(2, 100):
+            first = stable + 1 + term % 3
+            storage.save(None, [Entry(first + i, term, b"x" * 200) for i in range(1 + 3 * (term % 4))], False)
+            storage.compact(term // 10, Configuration((1,)))
+
+    with ThreadPoolExecutor(1) as executor:
+        storage.save(None, [Entry(stable + 1 + i, 1, b"x") for i in range(20)], False)
+        writing = executor.submit(write)
+        while not writing.done():
+            for low in range(10, stable, 7):
+                found = storage.entries(low, stable, 1500)
+                assert [(e.index, e.term, e.data) for e in found] == [
+                    (low + i, 1, b"%d" % (low + i) * 30) for i in range(len(found))
+                ]
+                assert storage.term_at(low) == 1
+        writing.result()
+    storage.close()

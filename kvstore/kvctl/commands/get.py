@@ -1,14 +1,16 @@
 from enum import StrEnum
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from kvstore.client.txn import Order, SortBy
 from kvstore.kvctl import formats, printers
 from kvstore.kvctl.failures import usage
 from kvstore.kvctl.ranges import FromKey, Prefix, RangeEnd, RangeEndOption, key_and_range
 from kvstore.kvctl.session import Session
 from kvstore.kvctl.settings import WriteOut
+
+if TYPE_CHECKING:
+    from kvstore.client.txn import Order, SortBy
 
 
 class Consistency(StrEnum):
@@ -16,7 +18,7 @@ class Consistency(StrEnum):
     SERIALIZABLE = "s"
 
 
-SORT_BY: Final[dict[str, SortBy]] = {
+SORT_BY: "Final[dict[str, SortBy]]" = {
     "": "key",
     "key": "key",
     "version": "version",
@@ -24,7 +26,7 @@ SORT_BY: Final[dict[str, SortBy]] = {
     "modify": "mod",
     "value": "value",
 }
-ORDERS: Final[dict[str, Order]] = {"": "none", "ascend": "ascend", "descend": "descend"}
+ORDERS: "Final[dict[str, Order]]" = {"": "none", "ascend": "ascend", "descend": "descend"}
 
 
 async def get(

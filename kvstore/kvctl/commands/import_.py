@@ -67,7 +67,7 @@ async def import_(
     book = Journal(journal or default_path(source, raw_prefix))
     finished = False
     try:
-        with Path(acked or os.devnull).open("wb") as acked_file:
+        with _create(acked) as acked_file:
             async with session.client() as client:
                 run = Import(client, book, acked_file, left_out, patience, max_request_bytes)
                 await run.prepare(raw_prefix, resume)
@@ -86,6 +86,10 @@ async def import_(
         write(run.tally())
     if left_out.reasons:
         raise Failure(f"{len(left_out.reasons)} left out, listed above; see `kvctl import --help`", ExitCode.PARTIAL)
+
+
+def _create(file: Path | None) -> IO[bytes]:
+    return (file or Path(os.devnull)).open("wb")
 
 
 @dataclass(slots=True)

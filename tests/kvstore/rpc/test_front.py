@@ -10,7 +10,7 @@ import grpc
 import grpc.aio
 import pytest
 
-from kvstore.errors import COMPACTED, Code, KvError
+from kvstore.errors import COMPACTED, STOPPED, Code, KvError
 from kvstore.pb import rpc_pb2, rpc_pb2_grpc
 from kvstore.rpc import ServerOptions, make_channel, make_server
 from kvstore.rpc.base import Call, RpcServer, Stream
@@ -260,7 +260,7 @@ async def test_a_client_that_goes_closes_its_stream(
     assert "Traceback" not in caplog.text
 
 
-async def test_stop_ends_streams(caplog: pytest.LogCaptureFixture) -> None:
+async def test_stop_ends_streams_and_does_not_wait_for_them(caplog: pytest.LogCaptureFixture) -> None:
     EchoStream.opened = []
     server = make_server()
     server.add_stream("/t.T/Chat", EchoStream)
@@ -269,10 +269,11 @@ async def test_stop_ends_streams(caplog: pytest.LogCaptureFixture) -> None:
         call = channel.stream_stream("/t.T/Chat")()
         await call.write(b"x")
         await call.read()
-        await server.stop(0.05)
+        await asyncio.wait_for(server.stop(1000), 20)
         await EchoStream.opened[0].is_closed.wait()
-        with pytest.raises(grpc.aio.AioRpcError):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
             await call.read()
+        assert (caught.value.code(), caught.value.details()) == (grpc.StatusCode.UNAVAILABLE, STOPPED.message)
     assert "Traceback" not in caplog.text
 
 

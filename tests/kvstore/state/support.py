@@ -11,7 +11,7 @@ from kvstore.mvcc import schema
 from kvstore.mvcc.events import RevisionEvents
 from kvstore.mvcc.store import MvccStore, StoreOptions
 from kvstore.pb import rpc_pb2 as pb
-from kvstore.state.applier import Applier, AppliedResult, LogEntry, Result
+from kvstore.state.applier import AppliedResult, Applier, LogEntry, Result
 from kvstore.state.command import Op, encode_batch, encode_request
 
 MEMBER = 7

@@ -1,0 +1,143 @@
+"""One member without raft: a real store and applier, every service, a real socket."""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from kvstore.errors import KvError
+from kvstore.mvcc.compaction import Compactor
+from kvstore.mvcc.events import RevisionEvents
+from kvstore.mvcc.store import MvccStore
+from kvstore.mvcc.watch import WatchHub, WatchLimits
+from kvstore.pb import rpc_pb2 as pb
+from kvstore.rpc import make_server
+from kvstore.server.proposal import Proposal
+from kvstore.services import register
+from kvstore.state.applier import AppliedResult, Applier, Result
+from kvstore.state.cluster import Member
+from kvstore.state.command import Op, encode_batch, encode_request
+from tests.kvstore.state.support import Entry
+
+
+class FakeServer:
+    """KvServer as services see it. Proposals are applied in the next tick, all that wait as one entry."""
+
+    member_id, cluster_id, raft_term = 0xA1, 0xC1, 5
+
+    def __init__(self, path: Path, election_timeout: int = 1000, progress_seconds: float = 600.0) -> None:
+        self.config: Any = SimpleNamespace(max_txn_ops=128, election_timeout=election_timeout)
+        self.store = MvccStore.open(path)
+        self.hub = WatchHub(self.store, WatchLimits(progress_seconds=progress_seconds), self.header)
+        self.compactor = Compactor(self.store)
+        self.leader_id = self.member_id
+        self.read_error: KvError | None = None
+        self.write_error: KvError | None = None
+        self.barriers = 0
+        self.entries = 0
+        self.moved_to: list[int] = []
+        self.proposed: list[Proposal] = []
+        self._applier = Applier(self.store, self.member_id, 1, self)
+        self._waiting: list[Proposal] = []
+        self._asked: dict[int, Proposal] = {}
+        self._sequence = 0
+        self._applying: asyncio.Task[None] | None = None
+        self.cluster = SimpleNamespace(
+            members=lambda: [Member(id=self.member_id, peer_urls=("http://p:1",), name="m1", client_urls=(self.url,))]
+        )
+        self.url = "http://c:1"
+
+    @property
+    def has_leader(self) -> bool:
+        return self.leader_id != 0
+
+    def status(self) -> Any:
+        return SimpleNamespace(commit=self.store.applied_index, term=self.raft_term)
+
+    def header_message(self, revision: int) -> pb.ResponseHeader:
+        return pb.ResponseHeader(
+            cluster_id=self.cluster_id, member_id=self.member_id, revision=revision, raft_term=self.raft_term
+        )
+
+    def header(self, revision: int) -> bytes:
+        return pb.PutResponse(header=self.header_message(revision)).SerializeToString()
+
+    def propose(self, proposals: list[Proposal]) -> None:
+        self.proposed += proposals
+        for proposal in proposals:
+            if self.write_error is not None:
+                proposal.done(self.write_error)
+            else:
+                self._waiting.append(proposal)
+        if self._waiting and (self._applying is None or self._applying.done()):
+            self._applying = asyncio.create_task(self._apply())
+
+    async def propose_one(self, op: Op, raw: bytes) -> AppliedResult:
+        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        self.propose([Proposal(op, raw, future.set_result)])
+        result = await future
+        if isinstance(result, KvError):
+            raise result
+        return result
+
+    async def _apply(self) -> None:
+        while self._waiting:
+            batch, self._waiting = self._waiting, []
+            wrapped = []
+            for proposal in batch:
+                self._sequence += 1
+                self._asked[self._sequence] = proposal
+                wrapped.append(
+                    encode_request(
+                        proposal.op, proposal.raw, self.member_id, 1, self._sequence, request_id=proposal.request_id
+                    )
+                )
+            self.entries += 1
+            index = self.store.applied_index + 1
+            await self._applier.apply([Entry(index, encode_batch(1_000_000_000 + index, wrapped), self.raft_term)])
+            if self.compactor.pending:
+                await self.compactor.run()
+
+    def when_linearizable(self, done: Callable[[KvError | None], None]) -> None:
+        self.barriers += 1
+        asyncio.get_running_loop().call_soon(done, self.read_error)
+
+    async def linearizable(self) -> None:
+        self.barriers += 1
+        if self.read_error is not None:
+            raise self.read_error
+
+    async def move_leader(self, to: int) -> None:
+        self.moved_to.append(to)
+
+    def events(self, batch: list[RevisionEvents]) -> None:
+        self.hub.notify(batch)
+
+    def results(self, results: list[tuple[int, Result]]) -> None:
+        for sequence, result in results:
+            self._asked.pop(sequence).done(result)
+
+    def applied(self, index: int, term: int) -> None:
+        pass
+
+
+class RunningMember:
+    """`async with RunningMember(path) as member`: member.server, member.url."""
+
+    def __init__(self, path: Path, **options: Any) -> None:
+        self.server = FakeServer(path, **options)
+        self.url = ""
+
+    async def __aenter__(self) -> "RunningMember":
+        self._rpc = make_server()
+        self._services = register(self._rpc, self.server)  # type: ignore[arg-type]
+        self._services.start()
+        [self.url] = await self._rpc.start(["http://127.0.0.1:0"])
+        self.server.url = self.url
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._rpc.stop(0)
+        await self._services.stop()
+        self.server.store.close()

@@ -1,0 +1,83 @@
+"""The command line of `kvstore`, as a user meets it."""
+
+import subprocess
+import sys
+
+import pytest
+
+from kvstore.cli import as_ours
+from kvstore.version import VERSION
+
+
+def kvstore(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "kvstore", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={"PATH": "/usr/bin:/bin", "COLUMNS": "200"},
+    )
+
+
+def test_version() -> None:
+    result = kvstore("version")
+    assert result.returncode == 0
+    assert result.stdout.splitlines()[0] == f"kvstore {VERSION}"
+
+
+@pytest.mark.parametrize("command", ["serve", "local", "version"])
+def test_every_command_has_help_with_an_example(command: str) -> None:
+    result = kvstore(command, "--help")
+    assert result.returncode == 0
+    assert f"kvstore {command}" in result.stdout.replace(f"Usage: kvstore {command}", "")
+
+
+def test_serve_help_lists_the_settings() -> None:
+    text = kvstore("serve", "--help").stdout
+    for flag in ("--name", "--data-dir", "--initial-cluster", "--snapshot-count", "--election-timeout"):
+        assert flag in text
+    assert "--cert-file" not in text  # not served, so not offered
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["serve", "--snapshot-cont=3"], "--snapshot-count"),
+        (["serve", "--cert-file=x"], "TLS is not served yet"),
+        (["serve", "--heartbeat-interval=x"], "'x' is not a whole number"),
+        (["local", "--size=0"], "--size"),
+        (["sevre"], "serve"),
+    ],
+)
+def test_a_wrong_command_line_exits_2_with_a_hint_and_no_traceback(arguments: list[str], text: str) -> None:
+    result = kvstore(*arguments)
+    assert result.returncode == 2
+    assert text in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "taken"),
+    [
+        ("-name=a", "--name=a"),
+        ("--name=a", "--name=a"),
+        ("-name", "--name"),
+        ("--pre-vote", "--pre-vote=true"),
+        ("-enable-v2", "--enable-v2=true"),
+        ("--pre-vote=false", "--pre-vote=false"),
+        ("value", "value"),
+        ("--unknown", "--unknown"),
+        ("-h", "-h"),
+    ],
+)
+def test_flags_are_taken_as_go_programs_take_them(given: str, taken: str) -> None:
+    assert as_ours(given) == taken
+
+
+def test_importing_the_command_line_is_light() -> None:
+    """Completion and --help run it at each key press."""
+    heavy = ("grpc", "google.protobuf", "rocksdict", "yaml", "asyncio")
+    code = f"import sys, kvstore.cli; print([name for name in {heavy} if name in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert result.stdout.strip() == "[]"
