@@ -5,7 +5,7 @@ Keys are unique, values 256 bytes, connections spread over the members. After ea
 have moved by exactly the number of answered puts. CPU per operation is that of all three members together; the
 load generator runs on the same cores, and its share is printed too.
 
-    python -m bench [--quick] [--rounds N] [--seconds S] [--only kvstore|etcd]
+    python -m bench [--quick] [--rounds N] [--seconds S] [--only kvstore|etcd] [--readme]
 """
 
 import argparse
@@ -152,6 +152,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=3.0, help="of each row")
     parser.add_argument("--only", choices=["kvstore", "etcd"], help="leave the other out")
+    parser.add_argument("--readme", action="store_true", help="put the table into README.md")
     options = parser.parse_args()
     rounds, seconds = (1, 1.0) if options.quick else (options.rounds, options.seconds)
     systems = [options.only] if options.only else ["etcd", "kvstore"]
@@ -160,7 +161,8 @@ def main() -> None:
     except ImportError:
         from asyncio import run  # type: ignore[assignment]
     name = report.commit()
-    print(f"{name}, {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, etcd 3.5.1")
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, etcd 3.5.1"
+    print(f"{name}, {machine}")
     rows = []
     for number in range(rounds):
         for system in systems:
@@ -168,6 +170,8 @@ def main() -> None:
             rows += [{**one, "round": number, "time": time.time()} for one in run(turn(system, seconds))]
     path = report.append(rows, name)
     print(f"\n{report.table(rows)}\n\nrows: {path}")
+    if options.readme:
+        report.into_readme(f"{report.table(rows)}\n\nMedians of {rounds} rounds at {name} on {machine}.")
 
 
 if __name__ == "__main__":

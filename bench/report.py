@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
+README = Path(__file__).parent.parent / "README.md"
+BEGIN, END = "<!-- bench -->", "<!-- /bench -->"
 OPERATIONS = {"put": "put", "linearizable": "get, linearizable", "serializable": "get, serializable"}
 
 
@@ -25,6 +27,13 @@ def append(rows: list[dict[str, Any]], name: str) -> Path:
     with path.open("a") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
     return path
+
+
+def into_readme(text: str) -> None:
+    """Replace what stands between the README's bench marks."""
+    before, _, rest = README.read_text().partition(BEGIN)
+    _, _, after = rest.partition(END)
+    README.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
 
 
 def table(rows: list[dict[str, Any]]) -> str:

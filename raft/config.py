@@ -19,7 +19,7 @@ class Config:
     inflight_appends_max: int = 256  # per follower, in replicate state; bounds memory, not correctness
     inflight_bytes_max: int = 32 * 1024 * 1024  # per follower
     uncommitted_bytes_max: int = 64 * 1024 * 1024  # a leader that cannot commit refuses proposals beyond this
-    apply_bytes_max: int = 4 * 1024 * 1024  # committed entries handed over in one Ready
+    apply_bytes_max: int = 4 * 1024 * 1024  # committed entries handed over and not yet applied
 
     def __post_init__(self) -> None:
         if self.node_id <= 0:

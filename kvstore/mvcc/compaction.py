@@ -16,9 +16,10 @@ from typing import Final, final
 from rocksdict import WriteBatch
 
 from kvstore.mvcc import schema
-from kvstore.mvcc.encoding import event_key
+from kvstore.mvcc.encoding import event_key, event_kv, is_delete
 from kvstore.mvcc.slices import Budget
 from kvstore.mvcc.store import MvccStore
+from kvstore.pb.kv_pb2 import KeyValue
 
 _EVENTS: Final = 128  # per slice
 _VERSIONS: Final = 256
@@ -63,7 +64,7 @@ class Compactor:
             # A revision is done only with its last event; a crash inside it repeats the revision.
             done = max(schema.split_event(rows[-1][0])[0] - 1, self._done)
             batch = WriteBatch(raw_mode=True)
-            for key in {event_key(event): None for _, event in rows}:
+            for key in {event_key(event): None for _, event in rows if not _creates(event)}:
                 batch = await self._remove(key, target, batch, budget)
             await self._write(batch, done, budget)
         await self._write(WriteBatch(raw_mode=True), target, budget)
@@ -96,3 +97,8 @@ class Compactor:
         self._store.write(batch)
         self._done = done
         await budget.pause_if_spent()
+
+
+def _creates(event: bytes) -> bool:
+    """Before a key's first version there is nothing, or a tombstone, which its own deletion takes care of."""
+    return not is_delete(event) and KeyValue.FromString(event_kv(event)).version == 1

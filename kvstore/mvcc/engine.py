@@ -24,6 +24,7 @@ from kvstore.mvcc.slices import Budget, in_thread
 _BUFFER_BYTES: Final = 16 << 20
 _BUFFERS_MAX: Final = 3  # one being written, two being flushed
 _CACHE_BYTES: Final = 32 << 20
+_CHUNK_BYTES: Final = 256 << 10  # values may be large: a chunk of rows ends here too
 
 
 class StoreError(Exception):
@@ -79,36 +80,46 @@ def _options() -> Options:
 class Scan:
     """Rows of [low, high) in key order, a chunk at a time, as of the moment its iterator was made."""
 
-    __slots__ = ("_at", "_done", "_engine", "_high", "_iterator")
+    __slots__ = ("_at", "_engine", "_high", "_iterator", "done")
 
     def __init__(self, engine: "Engine", iterator: RdictIter, low: bytes, high: bytes) -> None:
         self._engine = engine
         self._iterator = iterator
         self._at = low
         self._high = high
-        self._done = low >= high
+        self.done = low >= high  # nothing more will come
 
     def rows(self, count: int) -> list[tuple[bytes, bytes]]:
-        """The next `count` rows; fewer only at the end."""
+        """The next rows, at most `count` and about 256 KiB; none only at the end."""
         found: list[tuple[bytes, bytes]] = []
-        if self._done:
+        if self.done:
             return found
         iterator, high = self._iterator, self._high
         valid, key_of, value_of, move = iterator.valid, iterator.key, iterator.value, iterator.next
         iterator.seek(self._at)
-        while len(found) < count and valid():
+        size = 0
+        while len(found) < count and size < _CHUNK_BYTES and valid():
             key = key_of()
             if key >= high:
                 break
-            found.append((key, value_of()))
+            value = value_of()
+            found.append((key, value))
+            size += len(value)
             move()
-        self._advance(found[-1][0] if found else None, len(found) == count)
+        self._advance(found[-1][0] if found else None, len(found) == count or size >= _CHUNK_BYTES)
+        return found
+
+    def rest(self) -> list[tuple[bytes, bytes]]:
+        """All that is left, in one piece: for kinds of rows that are few."""
+        found: list[tuple[bytes, bytes]] = []
+        while rows := self.rows(1024):
+            found += rows
         return found
 
     def keys(self, count: int) -> list[bytes]:
         """The same without the values: much cheaper."""
         found: list[bytes] = []
-        if self._done:
+        if self.done:
             return found
         iterator, high = self._iterator, self._high
         valid, key_of, move = iterator.valid, iterator.key, iterator.next
@@ -127,7 +138,7 @@ class Scan:
         if last is not None:
             self._at = last + b"\0"
         if not more:
-            self._done = True
+            self.done = True
             self._engine.check(self._iterator)
 
 
@@ -158,13 +169,6 @@ class Engine:
             raise damaged(self.path, error) from error
         return value
 
-    def get_many(self, rows: list[bytes]) -> list[bytes | None]:
-        try:
-            values: list[bytes | None] = self._db_get(rows)  # type: ignore[arg-type, assignment]
-        except Exception as error:
-            raise damaged(self.path, error) from error
-        return values
-
     def iterator(self) -> RdictIter:
         """Pinned to this moment, over everything. While it lives, so does the lock of a closed database."""
         return self._db.iter()
@@ -182,21 +186,32 @@ class Engine:
             raise damaged(self.path, error) from error
 
     def write(self, batch: WriteBatch) -> None:
-        """All or nothing, also after a crash. Consumes the batch."""
-        self._db.write(batch, self._write_options)
+        """All or nothing, also after a crash. Consumes the batch. Raises StoreError: the member must stop."""
+        try:
+            self._db.write(batch, self._write_options)
+        except Exception as error:
+            raise self._failed(error) from error
 
     def crowded(self) -> bool:
         """One more full memtable would stall writers."""
         return (self._property("rocksdb.num-immutable-mem-table") or 0) >= _BUFFERS_MAX - 1
 
     async def settle(self, budget: Budget) -> None:
-        """Return when a write will not stall."""
+        """Return when a write will not stall. Raises StoreError when it would for ever."""
         while self.crowded():
+            if self._property("rocksdb.background-errors"):
+                raise self._failed("RocksDB could not write a file")
             await budget.stall()
 
     async def flush(self) -> None:
         """Everything written before the call is on the disk when it returns."""
-        await in_thread(self._db.flush)
+        try:
+            await in_thread(self._db.flush)
+        except Exception as error:
+            raise self._failed(error) from error
+
+    def _failed(self, what: object) -> StoreError:
+        return StoreError(f"cannot write to the store in {self.path} ({what}): free or replace the disk, then restart")
 
     def size_bytes(self) -> tuple[int, int]:
         """(on disk and in memtables, of that in use)."""

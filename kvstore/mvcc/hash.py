@@ -39,10 +39,11 @@ async def hash_kv(reader: Reader, revision: int) -> tuple[int, int, int]:
                 if mark == schema.TOMBSTONE:
                     continue
             visible.append(row)
-        events = reader.get_many([_event_row(row) for row in visible]) if visible else []
-        for row, event in zip(visible, events, strict=True):
+        for row in visible:
+            event = reader.get(_event_row(row))
             assert event is not None, f"a version points to a missing event: {row!r}"
             value = crc32(event, crc32(row, value))
+            await budget.pause_if_spent()
         await budget.pause_if_spent()
     return value, compact, high
 

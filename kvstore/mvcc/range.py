@@ -17,13 +17,15 @@ from typing import Any, Final, final
 
 from kvstore import errors
 from kvstore.mvcc import schema
-from kvstore.mvcc.encoding import event_kv, without_value
+from kvstore.mvcc.encoding import without_value
+from kvstore.mvcc.events import stored_kv
 from kvstore.mvcc.slices import Budget
 from kvstore.mvcc.store import MvccStore, Reader
 from kvstore.pb.kv_pb2 import KeyValue
 from kvstore.pb.rpc_pb2 import RangeRequest
 
 _CHUNK: Final = 256
+_CHUNK_BYTES: Final = 256 << 10  # of values that are looked up in one step
 _SORT_RUN: Final = 2048  # sorted in one piece, about 2 ms
 SMALL_ROWS: Final = 128
 
@@ -62,9 +64,9 @@ def range_small(store: MvccStore, request: RangeRequest) -> RangeResult | None:
     if not request.range_end:
         result = range_point(store, request.key)
     else:
-        scan = store.scan_latest(*schema.range_bounds(request.key, request.range_end))
+        scan = store.scan(*schema.latest_rows(*schema.range_bounds(request.key, request.range_end)))
         rows = scan.rows(SMALL_ROWS)
-        if len(rows) == SMALL_ROWS:
+        if not scan.done:
             return None
         result = RangeResult([kv for _, kv in rows], len(rows), False)
     if request.count_only:
@@ -223,7 +225,7 @@ class LiveVersions:
             self._passed = prefix
             if mark != schema.TOMBSTONE:
                 live.append((revision, sub))
-        return live, len(rows) == count
+        return live, not self._scan.done
 
 
 @final
@@ -241,25 +243,19 @@ class _AtRevision(_Source):
 
     def kvs(self, count: int) -> list[bytes]:
         self._fill()
-        taken, self._live = self._live[:count], self._live[count:]
+        found: list[bytes] = []
+        size = 0
+        for revision, sub in self._live[:count]:
+            if size >= _CHUNK_BYTES:
+                break
+            found.append(stored_kv(self._reader, revision, sub))
+            size += len(found[-1])
+        self._live = self._live[len(found) :]
         self.ended = not self._live and not self._more
-        return event_kvs(self._reader, taken)
+        return found
 
     def count(self, count: int) -> int:
         self._fill()
         passed, self._live = len(self._live), []
         self.ended = not self._more
         return passed
-
-
-def event_kvs(reader: Reader, positions: list[tuple[int, int]]) -> list[bytes]:
-    """The KeyValues that versions point to."""
-    if not positions:
-        return []
-    kvs = []
-    for position, event in zip(
-        positions, reader.get_many([schema.event_row(*position) for position in positions]), strict=True
-    ):
-        assert event is not None, f"a version points to a missing event {position}"
-        kvs.append(event_kv(event))
-    return kvs

@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from struct import Struct
+from struct import error as StructError
 from types import TracebackType
 from typing import Final, final
 
@@ -96,9 +97,6 @@ class Reader(ABC):
         """One row that never changes once it is visible: of `events` or `records`."""
 
     @abstractmethod
-    def get_many(self, rows: list[bytes]) -> list[bytes | None]: ...
-
-    @abstractmethod
     def scan(self, low: bytes, high: bytes) -> Scan:
         """Rows of any kind but `latest`."""
 
@@ -149,9 +147,6 @@ class EngineReader(Reader):
 
     def get(self, row: bytes) -> bytes | None:
         return self._engine.get(row)
-
-    def get_many(self, rows: list[bytes]) -> list[bytes | None]:
-        return self._engine.get_many(rows)
 
     def scan(self, low: bytes, high: bytes) -> Scan:
         return self._engine.scan(low, high)
@@ -236,11 +231,11 @@ class MvccStore(EngineReader):
         try:
             self._show(StateRow() if row is None else _decode_state(row))
             self.seen = self._load_seen()
-        except (ValueError, ArithmeticError, OverflowError) as error:
+        except StructError as error:
             raise damaged(engine.path, error) from error
 
     def _load_seen(self) -> dict[int, tuple[int, int]]:
-        rows = self.engine.scan(schema.META_SEEN, schema.META_SEEN[:-1] + b"0").rows(1 << 20)
+        rows = self.engine.scan(schema.META_SEEN, schema.META_SEEN[:-1] + b"0").rest()
         return {schema.unpack_u64(key[-8:]): schema.unpack_pair(value) for key, value in rows}
 
     def _show(self, state: StateRow) -> None:

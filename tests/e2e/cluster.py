@@ -119,6 +119,8 @@ class Member:
             return False
 
         wait_for(ready, f"{self.name} ready; its log:\n{self.log()[-3000:]}", timeout)
+        # The channel may still be in the back-off of its last failure.
+        grpc.channel_ready_future(self.channel).result(timeout)
 
     def wait_exit(self, timeout: float = WAIT_SECONDS) -> int:
         """The exit code, once the process has ended by itself."""

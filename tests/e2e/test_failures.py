@@ -1,5 +1,7 @@
 """Real processes, killed: what was acknowledged is there, and writes go on."""
 
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -163,6 +165,26 @@ def test_sigterm_hands_leadership_over_and_exits_cleanly(make_cluster: MakeClust
         assert time.monotonic() - began < 10
         assert get(cluster, b"key", new) == b"value"
         assert "Traceback" not in leader.log()
+
+
+def test_a_leader_that_was_paused_does_not_answer_with_old_values(make_cluster: MakeCluster) -> None:
+    """RELIABILITY S-39: after a pause it has to be confirmed as leader before it may answer."""
+    with make_cluster(3) as cluster:
+        leader = cluster.wait_leader()
+        put(cluster, b"key", b"old", leader)
+        others = [member for member in cluster.members if member is not leader]
+        os.kill(leader.pid, signal.SIGSTOP)
+        try:
+            wait_for(lambda: leads_one_of(others), "another leader")
+            put(cluster, b"key", b"new", others[0])
+        finally:
+            os.kill(leader.pid, signal.SIGCONT)
+        assert get(cluster, b"key", leader) == b"new"
+
+
+def leads_one_of(members: list[Member]) -> bool:
+    statuses = [member.status() for member in members]
+    return any(status is not None and status.leader == status.header.member_id for status in statuses)
 
 
 def test_a_stopped_member_replays_little(make_cluster: MakeCluster) -> None:

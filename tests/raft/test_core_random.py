@@ -44,7 +44,17 @@ class World:
         )
         # Each kind of fault is absent in half of the worlds, and its rate is drawn over orders of magnitude:
         # frequent ones would hide the rare ones.
-        rates = {"lose": 32, "repeat": 32, "late": 64, "stop": 64, "crash": 8, "cut": 8, "pass": 4, "elect": 8, "strand": 8}
+        rates = {
+            "lose": 32,
+            "repeat": 32,
+            "late": 64,
+            "stop": 64,
+            "crash": 8,
+            "cut": 8,
+            "pass": 4,
+            "elect": 8,
+            "strand": 8,
+        }
         self.percent = {fault: (most >> rng.below(4)) * rng.below(2) for fault, most in rates.items()}
         self.percent["elect"] += 1
         self.busy = 2 + rng.below(8)  # messages that arrive in one step, at most

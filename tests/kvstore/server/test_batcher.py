@@ -43,6 +43,7 @@ class World:
 
     def __init__(self, request_bytes_max: int = 1000) -> None:
         self.term = 1
+        self.unapplied = 0
         self.time = 100
         self.caller = Caller()
         self.batcher = Batcher(
@@ -51,6 +52,7 @@ class World:
             request_bytes_max=request_bytes_max,
             timeout=7.0,
             term=lambda: self.term,
+            unapplied=lambda: self.unapplied,
             stamp=self._stamp,
             timeout_error=lambda since: errors.TIMEOUT,
         )
@@ -162,10 +164,38 @@ def test_what_was_returned_goes_out_again_first_and_in_order(world: World) -> No
     assert world.caller.answers == {}
 
 
+def test_what_was_returned_is_not_lost_with_the_old_term(world: World) -> None:
+    world.add(b"a")
+    world.batcher.returned(world.batcher.take(LIMIT, True), NotLeader("lost it"))
+    world.batcher.applied(2)
+    assert world.caller.answers == {}
+    assert keys(world.take()) == [b"a"]
+
+
 def test_a_leader_merges_what_followers_forward(world: World) -> None:
     world.add(b"own")
     world.batcher.receive(OTHER, [forwarded(1, 2), forwarded(3)])
     assert keys(world.take()) == [b"own", b"f1", b"f2", b"f3"]
+
+
+def test_a_leader_waits_for_its_last_entry_unless_the_next_is_full() -> None:
+    world = World(request_bytes_max=LIMIT)
+    world.unapplied = 1
+    world.add(b"a")
+    world.batcher.receive(OTHER, [forwarded(1)])
+    assert world.take() is None
+    world.batcher.add([world.caller.put(key, bytes(300 * 1024)) for key in (b"big", b"more")], 0.0)
+    assert keys(world.take()) == [b"a", b"f1"]  # beside a forward, `big` is over our half
+    assert keys(world.take()) == [b"big"]
+    assert world.take() is None
+    world.unapplied = 0
+    assert keys(world.take()) == [b"more"]
+
+
+def test_a_follower_does_not_wait(world: World) -> None:
+    world.unapplied = 1
+    world.add(b"a")
+    assert keys(world.take(leading=False)) == [b"a"]
 
 
 def test_neither_own_nor_forwarded_requests_starve() -> None:
@@ -197,8 +227,8 @@ def test_a_forward_that_comes_twice_is_taken_once(world: World) -> None:
     ids=["garbage", "unknown format", "no operation", "in our name", "in another's name"],
 )
 def test_a_wrong_forward_is_dropped(world: World, data: bytes) -> None:
-    world.batcher.receive(OTHER, [data, forwarded(1)])
-    assert keys(world.take()) == [b"f1"]
+    world.batcher.receive(OTHER, [data, forwarded(2)])
+    assert keys(world.take()) == [b"f2"]
 
 
 def test_forwards_are_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,11 +246,11 @@ def test_a_forward_to_a_leader_that_lost_it_is_dropped_and_not_passed_on(world: 
 
 
 def test_a_deadline_answers_timeout_and_a_late_result_reaches_nobody(world: World) -> None:
-    world.add(b"a", now=10.0)
+    world.add(b"a", now=10.1)
     world.take()
-    world.batcher.expire(16.9)
+    world.batcher.expire(17.05)
     assert world.caller.answers == {}
-    world.batcher.expire(17.3)
+    world.batcher.expire(17.35)
     assert world.caller.answers == {b"a": errors.TIMEOUT}
     world.batcher.results([(1, AppliedResult(2, b""))])
 

@@ -39,7 +39,8 @@ def delete_entries() -> list[Entry]:
     last: list[Message] = [pb.PutRequest(key=b"k0007", value=b"new"), txn, pb.PutRequest(key=b"k0009", value=b"again")]
     entries: list[Entry] = []
     sequence = 1
-    for requests in [*fill, last, [pb.PutRequest(key=b"z")]]:
+    end: list[Message] = [pb.PutRequest(key=b"z")]
+    for requests in [*fill, last, end]:
         entries.append(entry(len(entries) + 1, sequence, requests))
         sequence += len(requests)
     return entries

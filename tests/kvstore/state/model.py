@@ -127,6 +127,8 @@ class Model:
                 self.check_put(op.request_put)
         for op in ops:
             if op.HasField("request_range"):
+                if op.request_range.revision < 0 < self.compacted:
+                    raise errors.COMPACTED
                 self.range(op.request_range)
         return self.run(request, iter([won for _, won in path]))
 

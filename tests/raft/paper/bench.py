@@ -41,6 +41,7 @@ class Bench:
         self.storage.save(HardState(term, vote, commit), entries, True)
         settings = Config(node_id=1, **config)  # type: ignore[arg-type]
         self.raw = RawNode(settings, self.storage, self.storage.load(), 0, SplitMixRng(1), self.tracer)
+        self.starts = 1
         self.sent: list[Message] = []
         self.committed: list[Entry] = []
         self.reads: dict[int, Index] = {}
@@ -89,9 +90,9 @@ class Bench:
         election.start(self.raw.raft)
 
     def restart(self) -> None:
-        self.raw = RawNode(
-            self.r.config, self.storage, self.storage.load(), self.raw.applied_index, SplitMixRng(2), self.tracer
-        )
+        self.starts += 1  # a new process draws other random numbers
+        rng = SplitMixRng(self.starts)
+        self.raw = RawNode(self.r.config, self.storage, self.storage.load(), self.raw.applied_index, rng, self.tracer)
 
 
 def vote(sender: NodeId, term: Term, granted: bool = True, pre_vote: bool = False) -> RequestVoteResponse:
