@@ -12,7 +12,6 @@ from typing import Final
 
 from kvstore import errors
 from kvstore.errors import KvError
-from kvstore.mvcc.schema import range_bounds
 from kvstore.pb.rpc_pb2 import (
     CompactionRequest,
     Compare,
@@ -98,15 +97,14 @@ def _check_op(op: RequestOp, left: int | None) -> None:
 
 
 class _Intervals:
-    """Disjoint, sorted [low, high) of deleted keys; high None: no end."""
+    """Disjoint, sorted [low, high) of deleted keys."""
 
-    def __init__(self, intervals: list[tuple[bytes, bytes | None]]) -> None:
-        merged: list[tuple[bytes, bytes | None]] = []
-        for low, high in sorted((i for i in intervals if i[1] is None or i[0] < i[1]), key=lambda i: i[0]):
-            if merged and (merged[-1][1] is None or low <= merged[-1][1]):
+    def __init__(self, intervals: list[tuple[bytes, bytes]]) -> None:
+        merged: list[tuple[bytes, bytes]] = []
+        for low, high in sorted(interval for interval in intervals if interval[0] < interval[1]):
+            if merged and low <= merged[-1][1]:
                 last_low, last_high = merged[-1]
-                if last_high is not None:
-                    merged[-1] = (last_low, None if high is None else max(last_high, high))
+                merged[-1] = (last_low, max(last_high, high))
             else:
                 merged.append((low, high))
         self.merged = merged
@@ -114,25 +112,19 @@ class _Intervals:
 
     def __contains__(self, key: bytes) -> bool:
         at = bisect_right(self._lows, key) - 1
-        if at < 0:
-            return False
-        high = self.merged[at][1]
-        return high is None or key < high
+        return at >= 0 and key < self.merged[at][1]
 
 
 def _check_branch(ops: list[RequestOp]) -> tuple[set[bytes], _Intervals]:
     """No key may be put twice, nor put where it is deleted. Returns what the branch puts and deletes.
 
     Deletes of this level count before everything, those of a nested txn from that txn on, and puts of
-    this level last (etcd checkIntervals): a nested put followed by a nested delete of it is allowed.
+    this level last (etcd checkIntervals): a nested put followed by a nested delete of it is allowed. And the
+    range end "\\0" is no open end here but that string, and nothing lies below it: clients may therefore delete
+    everything from a key on, and put some of it again.
     """
-    deletes = _Intervals(
-        [
-            range_bounds(op.request_delete_range.key, op.request_delete_range.range_end)
-            for op in ops
-            if op.HasField("request_delete_range")
-        ]
-    )
+    deleted = [op.request_delete_range for op in ops if op.HasField("request_delete_range")]
+    deletes = _Intervals([(delete.key, delete.range_end or delete.key + b"\0") for delete in deleted])
     puts: set[bytes] = set()
     for op in ops:
         if not op.HasField("request_txn"):

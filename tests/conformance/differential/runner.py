@@ -15,21 +15,25 @@ What may differ, because etcd 3.5.1 is the reference here and we follow the newe
 | the same with a watch from a future revision | answered | not until it begins (etcd#20221) |
 | version, sizes and indexes of Status, names and URLs of members | its own | ours |
 | cancel of a watch that compaction has ended, or its id again | still known | gone with its last response |
+| watch from the compact revision, which was a delete | forgets the delete (etcd#19179) | shows it |
 """
 
-from collections.abc import Iterator
+import threading
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import grpc
 from google.protobuf.message import Message
 
 from kvstore.pb import rpc_pb2 as pb
+from kvstore.pb.kv_pb2 import Event
 from tests.conformance.differential.generator import SYNC, WATCH, Case, Step, resolved
 from tests.conformance.differential.sides import Side, WatchSide, text
 
 REPLY_SECONDS = 10.0  # for something that must come: far above what it takes
-EVENTS_SECONDS = 3.0  # for the watches of both sides to show the same
 INVALID_SORT = "INVALID_ARGUMENT: etcdserver: invalid sort option"
-COMPACTED = "mvcc: required revision has been compacted"
+COMPACTED = "etcdserver: mvcc: required revision has been compacted"
 
 
 class Difference(Exception):
@@ -58,28 +62,51 @@ class Pair:
             run.close()
 
     def _reset(self) -> int:
-        """Empty both, bring them to one revision and compact there. Returns it."""
+        """Leave one key in both, at the same revision, and compact there. Returns the revision."""
         everything = pb.DeleteRangeRequest(key=b"\0", range_end=b"\0")
         for side in (self.etcd, self.ours):
             side.ask("DeleteRange", everything)
         revisions = {side: side.revision() for side in (self.etcd, self.ours)}
-        target = max(revisions.values()) + 2
+        target = max(revisions.values()) + 3
         for side, revision in revisions.items():
-            for _ in range(target - revision - 1):
+            for _ in range(target - revision - 2):
                 side.ask("Put", pb.PutRequest(key=b"a"))
             side.ask("DeleteRange", everything)
+            side.ask("Put", pb.PutRequest(key=b"base"))  # no delete at the base: see etcd#19179 above
             side.ask("Compact", pb.CompactionRequest(revision=target))
         return target
 
 
+@dataclass
+class _Watcher:
+    """A live watch of the case: what it asked for, and from which revision on it is owed events."""
+
+    request: pb.WatchCreateRequest
+    next_revision: int
+
+    def wants(self, event: Event) -> bool:
+        low, high = self.request.key or b"\0", self.request.range_end
+        key = event.kv.key
+        inside = key == low if not high else key >= low and (high == b"\0" or key < high)
+        return inside and event.type not in self.request.filters and event.kv.mod_revision >= self.next_revision
+
+
 class _Run:
+    """One play of a case. A watch over everything on etcd, the witness, tells which events each watch is owed."""
+
     def __init__(self, pair: Pair, base: int) -> None:
         self._pair = pair
+        self._base = base
         self._compact_revision = base
         self._revision = base
-        self._watches: tuple[WatchSide, WatchSide] | None = None
+        self._changed = threading.Condition()
+        self._witness = pair.etcd.open_watch(self._changed)
+        self._witness.send(_everything_from(base + 1))
+        self._etcd = pair.etcd.open_watch(self._changed)
+        self._ours = pair.ours.open_watch(self._changed)
         self._replies = 0  # that each side owes until now
-        self._live: dict[int, int] = {}  # watch id -> start revision
+        self._live: dict[int, _Watcher] = {}
+        self._owed: dict[int, int] = defaultdict(int)  # watch id -> events, of all watches that had the id
         self._ended: set[int] = set()  # ids of watches that compaction has ended
 
     def step(self, step: Step) -> None:
@@ -94,15 +121,14 @@ class _Run:
             self._call(step)
 
     def close(self) -> None:
-        for watch in self._watches or ():
+        for watch in (self._witness, self._etcd, self._ours):
             watch.close()
 
     # Calls
 
     def _call(self, step: Step) -> None:
         if isinstance(step.message, pb.RangeRequest) and _unknown_sort(step.message):
-            ours = text(self._pair.ours.start(step.call, step.message)())
-            _expect(INVALID_SORT, ours, step.message)
+            _expect(INVALID_SORT, text(self._pair.ours.start(step.call, step.message)()), step.message)
             return
         answers = [side.start(step.call, step.message) for side in (self._pair.etcd, self._pair.ours)]
         etcd, ours = [answer() for answer in answers]
@@ -110,17 +136,13 @@ class _Run:
         if isinstance(step.message, pb.HashKVRequest) and step.message.revision == self._compact_revision:
             return
         _expect(text(_comparable(etcd)), text(_comparable(ours)), step.message)
-        if isinstance(step.message, pb.CompactionRequest) and not isinstance(etcd, grpc.RpcError):
+        if isinstance(etcd, grpc.RpcError):
+            return
+        if isinstance(step.message, pb.CompactionRequest):
             self._compact_revision = step.message.revision
-        if hasattr(etcd, "header") and etcd.header.revision:
-            self._revision = etcd.header.revision
+        self._revision = max(self._revision, etcd.header.revision)  # type: ignore[attr-defined]
 
     # Watches
-
-    def _both(self) -> tuple[WatchSide, WatchSide]:
-        if self._watches is None:
-            self._watches = (self._pair.etcd.open_watch(), self._pair.ours.open_watch())
-        return self._watches
 
     def _watch(self, request: pb.WatchRequest) -> None:
         kind = request.WhichOneof("request_union")
@@ -130,27 +152,45 @@ class _Run:
             self._cancel(request)
         elif kind == "progress_request":
             self._sync()
-            if all(start <= self._revision + 1 for start in self._live.values()):
+            if all(watcher.next_revision <= self._revision + 1 for watcher in self._live.values()):
                 self._exchange(request, 1)
         else:
             self._exchange(request, 0)
 
     def _create(self, request: pb.WatchRequest) -> None:
         create = request.create_request
-        if create.watch_id in self._ended or create.start_revision < 0:
+        start = create.start_revision
+        if create.watch_id in self._ended or (start == self._compact_revision and self._deletes_at(start)):
             return
-        before = self._replies
+        if start < 0:
+            self._refuse_negative(request)
+            return
         self._exchange(request, 1)
-        reply = _reply(self._both()[0], before)
-        if "canceled: true" in reply:
+        created: pb.WatchResponse = self._etcd.replies[-1]
+        if created.canceled:
             return
-        watch_id = create.watch_id or next(_numbers(reply, "watch_id"), 0)
-        self._live[watch_id] = create.start_revision
-        if 0 < create.start_revision < self._compact_revision:
+        if 0 < start < self._compact_revision:
             self._replies += 1
-            self._wait_replies(request)
-            self._ended.add(watch_id)
-            del self._live[watch_id]
+            self._compare_replies(request)
+            self._ended.add(created.watch_id)
+        else:
+            self._live[created.watch_id] = _Watcher(create, start or self._revision + 1)
+
+    def _refuse_negative(self, request: pb.WatchRequest) -> None:
+        """On a stream of its own: the case's streams get the same replies on both sides."""
+        watch = self._pair.ours.open_watch(self._changed)
+        watch.send(request)
+        with self._changed:
+            self._changed.wait_for(lambda: watch.replies, REPLY_SECONDS)
+        watch.close()
+        reply = watch.replies[0] if watch.replies else None
+        refused = isinstance(reply, pb.WatchResponse) and reply.canceled and reply.cancel_reason == COMPACTED
+        if not refused:
+            raise Difference(f"asked {request}\n-- expected\n{COMPACTED}\n-- ours\n{reply}")
+
+    def _deletes_at(self, revision: int) -> bool:
+        self._sync()
+        return any(event.type and event.kv.mod_revision == revision for event in self._witness.events[0])
 
     def _cancel(self, request: pb.WatchRequest) -> None:
         watch_id = request.cancel_request.watch_id
@@ -160,35 +200,55 @@ class _Run:
         self._exchange(request, 1 if self._live.pop(watch_id, None) is not None else 0)
 
     def _exchange(self, request: pb.WatchRequest, replies: int) -> None:
-        for watch in self._both():
-            watch.send(request)
+        self._etcd.send(request)
+        self._ours.send(request)
         self._pair.compared += 1
         self._replies += replies
-        self._wait_replies(request)
+        self._compare_replies(request)
 
-    def _wait_replies(self, request: Message) -> None:
+    def _compare_replies(self, request: object) -> None:
         owed = self._replies
-        for watch in self._both():
-            watch.wait(lambda watch: len(watch.replies) >= owed, REPLY_SECONDS)
-        etcd, ours = self._both()
-        _expect("\n".join(etcd.replies[owed - 1 :]), "\n".join(ours.replies[owed - 1 :]), request)
+        with self._changed:
+            self._changed.wait_for(
+                lambda: len(self._etcd.replies) >= owed and len(self._ours.replies) >= owed, REPLY_SECONDS
+            )
+            since = max(owed - 1, 0)
+            _expect(_texts(self._etcd.replies[since:]), _texts(self._ours.replies[since:]), request)
 
     def _sync(self) -> None:
-        """Until both have shown the same. A mark that every watch's stream sees tells when to give up waiting."""
-        if self._watches is None:
-            return
-        etcd, ours = self._watches
-        for _ in range(2):  # the second look is for what came after the first
-            if ours.wait(lambda ours: ours.events == etcd.events, EVENTS_SECONDS):
-                continue
-            if etcd.wait(lambda etcd: ours.events == etcd.events, EVENTS_SECONDS):
-                continue
-        for watch_id in sorted(etcd.events.keys() | ours.events.keys()):
-            _expect("\n".join(etcd.events[watch_id]), "\n".join(ours.events[watch_id]), f"watch {watch_id}")
-        _expect("\n".join(etcd.replies), "\n".join(ours.replies), "replies of the watch stream")
-        for side, watch in (("etcd", etcd), ("ours", ours)):
-            if watch.faults:
-                raise Difference(f"{side}: {watch.faults}")
+        """Until every watch has what it is owed."""
+        with self._changed:
+            seen = self._changed.wait_for(self._witness_is_there, REPLY_SECONDS)
+            assert seen, f"etcd's own watch has not come to revision {self._revision}"
+            for watch_id, watcher in self._live.items():
+                self._owed[watch_id] += sum(watcher.wants(event) for event in self._witness.events[0])
+                watcher.next_revision = max(watcher.next_revision, self._revision + 1)
+            sides = (self._etcd, self._ours)
+            self._changed.wait_for(lambda: all(self._has_all(side) for side in sides), REPLY_SECONDS)
+            for watch_id in sorted(self._etcd.events.keys() | self._ours.events.keys() | self._owed.keys()):
+                events = [side.events[watch_id] for side in sides]
+                _expect(_texts(events[0]), _texts(events[1]), f"watch {watch_id}")
+                assert len(events[0]) == self._owed[watch_id], f"etcd and the witness part: watch {watch_id}"
+            _expect(_texts(self._etcd.replies), _texts(self._ours.replies), "the watch stream")
+            for side in sides:
+                if side.faults:
+                    raise Difference(f"{side.faults} of {'etcd' if side is self._etcd else 'ours'}")
+
+    def _witness_is_there(self) -> bool:
+        events = self._witness.events[0]
+        return self._revision <= self._base or bool(events and events[-1].kv.mod_revision >= self._revision)
+
+    def _has_all(self, side: WatchSide) -> bool:
+        return all(len(side.events[watch_id]) >= owed for watch_id, owed in self._owed.items())
+
+
+def _everything_from(revision: int) -> pb.WatchRequest:
+    create = pb.WatchCreateRequest(key=b"\0", range_end=b"\0", start_revision=revision)
+    return pb.WatchRequest(create_request=create)
+
+
+def _texts(answers: Sequence[Message | grpc.RpcError]) -> str:
+    return "\n".join(map(text, answers))
 
 
 def _expect(etcd: str, ours: str, request: object) -> None:
@@ -210,14 +270,3 @@ def _comparable(answer: Message | grpc.RpcError) -> Message | grpc.RpcError:
     if isinstance(answer, pb.MemberListResponse):
         return pb.MemberListResponse(header=answer.header)
     return answer
-
-
-def _reply(watch: WatchSide, number: int) -> str:
-    return watch.replies[number]
-
-
-def _numbers(reply: str, field: str) -> Iterator[int]:
-    for line in reply.splitlines():
-        name, _, value = line.strip().partition(": ")
-        if name == field:
-            yield int(value)

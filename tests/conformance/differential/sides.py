@@ -14,6 +14,7 @@ import grpc
 from google.protobuf.message import Message
 from google.protobuf.text_format import MessageToString
 
+from kvstore.pb import kv_pb2 as pb_kv
 from kvstore.pb import rpc_pb2 as pb
 from kvstore.pb import rpc_pb2_grpc
 
@@ -59,21 +60,24 @@ class Side:
         """Linearizable, so that a follower is asked for the newest one."""
         return int(self.ask("Range", pb.RangeRequest(key=b"\0", count_only=True)).header.revision)
 
-    def open_watch(self) -> "WatchSide":
-        return WatchSide(self._watch)
+    def open_watch(self, changed: threading.Condition) -> "WatchSide":
+        return WatchSide(self._watch, changed)
 
     def close(self) -> None:
         self._channel.close()
 
 
 class WatchSide:
-    """A watch stream. `replies` are answers to requests, in order; `events` of each watch, fragments joined."""
+    """A watch stream. `replies` are answers to requests, in order; `events` of each watch, fragments joined.
 
-    def __init__(self, watch: Callable[..., Any]) -> None:
-        self.events: dict[int, list[str]] = defaultdict(list)
-        self.replies: list[str] = []
+    `changed` guards them, and is told when something has come.
+    """
+
+    def __init__(self, watch: Callable[..., Any], changed: threading.Condition) -> None:
+        self.events: dict[int, list[pb_kv.Event]] = defaultdict(list)
+        self.replies: list[Message | grpc.RpcError] = []
         self.faults: list[str] = []  # what no server may do, whatever the other does
-        self._changed = threading.Condition()
+        self._changed = changed
         self._requests: SimpleQueue[pb.WatchRequest | None] = SimpleQueue()
         self._last: dict[int, int] = {}  # watch id -> mod revision of its last event
         self._open: set[int] = set()  # watch ids within a fragmented response
@@ -83,10 +87,6 @@ class WatchSide:
 
     def send(self, request: pb.WatchRequest) -> None:
         self._requests.put(request)
-
-    def wait(self, condition: Callable[["WatchSide"], bool], seconds: float) -> bool:
-        with self._changed:
-            return self._changed.wait_for(lambda: condition(self), seconds)
 
     def close(self) -> None:
         self._requests.put(None)
@@ -102,18 +102,18 @@ class WatchSide:
         except grpc.RpcError as error:
             if error.code() != grpc.StatusCode.CANCELLED:
                 with self._changed:
-                    self.replies.append(text(error))
+                    self.replies.append(error)
                     self._changed.notify_all()
 
     def _take(self, response: pb.WatchResponse) -> None:
         if not response.events:
-            self.replies.append(text(response))
+            self.replies.append(response)
             return
         watch_id, last = response.watch_id, self._last.get(response.watch_id, 0)
         if response.created or response.canceled or response.compact_revision:
             self.faults.append(f"events in a reply: {text(response)}")
         for event in response.events:
-            self.events[watch_id].append(text(event))
+            self.events[watch_id].append(event)
             again = event.kv.mod_revision == last and watch_id not in self._open and event is response.events[0]
             if event.kv.mod_revision < last or again:
                 self.faults.append(f"watch {watch_id}: revision {event.kv.mod_revision} after {last}")

@@ -1,3 +1,5 @@
+"""One cluster for all of these tests, of etcd or of ours."""
+
 import os
 from collections.abc import Iterator
 

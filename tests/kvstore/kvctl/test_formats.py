@@ -1,3 +1,5 @@
+"""Durations, sizes and quoting as kvctl reads and prints them."""
+
 import pytest
 
 from kvstore.kvctl.formats import duration, quote, size

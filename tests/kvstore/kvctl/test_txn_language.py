@@ -1,3 +1,5 @@
+"""The language of `kvctl txn`: compares and operations as etcdctl takes them."""
+
 import pytest
 
 from kvstore.client import txn

@@ -79,7 +79,7 @@ def test_empty_parts_of_a_txn() -> None:
         ([put(b"a"), delete(b"a")], True),
         ([delete(b"a", b"c"), put(b"b")], True),
         ([delete(b"a", b"c"), put(b"c")], False),
-        ([delete(b"a", b"\0"), put(b"z")], True),
+        ([delete(b"a", b"\0"), put(b"z")], False),  # etcd takes this range end for a string here
         ([delete(b"b", b"a"), put(b"b")], False),  # an empty interval deletes nothing
         ([delete(b"a", b"c"), delete(b"b", b"d")], False),
         ([delete(b"a", b"c"), delete(b"b", b"d"), put(b"c")], True),
