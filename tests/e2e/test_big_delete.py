@@ -26,7 +26,7 @@ def load(cluster: Cluster, leader: Member) -> None:
     """KEYS small keys below big/, in txns, a few in flight."""
     kv = cluster.kv(leader)
     numbers = range(0, KEYS, KEYS_PER_TXN)
-    waiting: "list[grpc.Future[rpc_pb2.TxnResponse]]" = []
+    waiting: list[grpc.Future[rpc_pb2.TxnResponse]] = []
     for start in numbers:
         txn = rpc_pb2.TxnRequest()
         for number in range(start, min(start + KEYS_PER_TXN, KEYS)):

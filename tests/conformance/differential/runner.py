@@ -96,12 +96,11 @@ class _Run:
 
     def __init__(self, pair: Pair, base: int) -> None:
         self._pair = pair
-        self._base = base
         self._compact_revision = base
         self._revision = base
         self._changed = threading.Condition()
         self._witness = pair.etcd.open_watch(self._changed)
-        self._witness.send(_everything_from(base + 1))
+        self._witness.send(_everything_from(base))
         self._etcd = pair.etcd.open_watch(self._changed)
         self._ours = pair.ours.open_watch(self._changed)
         self._replies = 0  # that each side owes until now
@@ -166,7 +165,7 @@ class _Run:
             self._refuse_negative(request)
             return
         self._exchange(request, 1)
-        created: pb.WatchResponse = self._etcd.replies[-1]
+        created: pb.WatchResponse = self._etcd.replies[self._replies - 1]
         if created.canceled:
             return
         if 0 < start < self._compact_revision:
@@ -213,7 +212,7 @@ class _Run:
                 lambda: len(self._etcd.replies) >= owed and len(self._ours.replies) >= owed, REPLY_SECONDS
             )
             since = max(owed - 1, 0)
-            _expect(_texts(self._etcd.replies[since:]), _texts(self._ours.replies[since:]), request)
+            _expect(_texts(self._etcd.replies[since:owed]), _texts(self._ours.replies[since:owed]), request)
 
     def _sync(self) -> None:
         """Until every watch has what it is owed."""
@@ -228,7 +227,11 @@ class _Run:
             for watch_id in sorted(self._etcd.events.keys() | self._ours.events.keys() | self._owed.keys()):
                 events = [side.events[watch_id] for side in sides]
                 _expect(_texts(events[0]), _texts(events[1]), f"watch {watch_id}")
-                assert len(events[0]) == self._owed[watch_id], f"etcd and the witness part: watch {watch_id}"
+                if len(events[0]) != self._owed[watch_id]:
+                    witness = _texts(self._witness.events[0])
+                    raise Difference(
+                        f"watch {watch_id} is owed {self._owed[watch_id]}\n-- got\n{_texts(events[0])}\n-- of\n{witness}"
+                    )
             _expect(_texts(self._etcd.replies), _texts(self._ours.replies), "the watch stream")
             for side in sides:
                 if side.faults:
@@ -236,7 +239,7 @@ class _Run:
 
     def _witness_is_there(self) -> bool:
         events = self._witness.events[0]
-        return self._revision <= self._base or bool(events and events[-1].kv.mod_revision >= self._revision)
+        return bool(events and events[-1].kv.mod_revision >= self._revision)
 
     def _has_all(self, side: WatchSide) -> bool:
         return all(len(side.events[watch_id]) >= owed for watch_id, owed in self._owed.items())
