@@ -92,7 +92,9 @@ async def range_(reader: Reader, request: RangeRequest) -> RangeResult:
     # A target without an order means ascending; ascending by key is how they come.
     sorts = bool(descending or request.sort_target)
     limit = max(request.limit, 0)
-    fetch_max = 0 if filtered or sorts or not limit else limit + 1
+    # Without an order the limit takes the first ones by key, and only these are sorted (etcd rangeLimit).
+    everything = filtered or not limit or (sorts and request.sort_order != RangeRequest.NONE)
+    fetch_max = 0 if everything else limit + 1
     kvs: list[bytes] = []
     count = 0
     while not request.count_only and not source.ended and (not fetch_max or len(kvs) < fetch_max):

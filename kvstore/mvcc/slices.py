@@ -52,5 +52,12 @@ class Budget:
 
 
 async def in_thread(work: Callable[[], T]) -> T:
-    """Run blocking work that releases the GIL beside the loop."""
-    return await asyncio.to_thread(work)
+    """Run blocking work that releases the GIL beside the loop.
+
+    Threads cannot be cancelled. Who is, waits for the end all the same: what the work uses may be closed next.
+    """
+    running = asyncio.ensure_future(asyncio.to_thread(work))
+    try:
+        return await asyncio.shield(running)
+    finally:
+        await asyncio.wait([running])

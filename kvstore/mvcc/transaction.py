@@ -50,6 +50,7 @@ class WriteGroup(Reader):
         self.events: list[RevisionEvents] = []
         self._changes: list[AppliedEvent] = []  # of the request under way
         self._sub = 0  # changes of the request under way
+        self._has_put = False  # the request under way
         self._stored = False  # the request under way holds a big delete
         self._mod = varint(self.current_revision + 1)
         self.revision_varint = b""  # of the last request that changed something: its revision, encoded
@@ -117,6 +118,7 @@ class WriteGroup(Reader):
         self._rows.put(schema.event_row(revision, sub), event)
         self._set(key, kv)
         self._changes.append(AppliedEvent(key, event, False, prev))
+        self._has_put = True
         self._sub = sub + 1
 
     def _delete_rows(self, key: bytes) -> bytes:
@@ -131,7 +133,14 @@ class WriteGroup(Reader):
         """One live key, whose encoded KeyValue is `prev`."""
         event = self._delete_rows(key)
         self._set(key, None)
-        self._changes.append(AppliedEvent(key, event, True, prev))
+        before = self._before_request(key, prev) if self._has_put else prev
+        self._changes.append(AppliedEvent(key, event, True, before))
+
+    def _before_request(self, key: bytes, now: bytes) -> bytes | None:
+        """The KeyValue at the revision before: what a watch shows, also if the request itself has put the key."""
+        if KeyValue.FromString(now).mod_revision <= self.current_revision:
+            return now
+        return next(change.prev for change in self._changes if change.key == key)
 
     async def delete_range(self, low: bytes, high: bytes | None, prevs: list[bytes] | None) -> int:
         """Delete the live keys of [low, high); their KeyValues are added to `prevs` where one is given.
@@ -196,6 +205,7 @@ class WriteGroup(Reader):
         self.events.append(RevisionEvents(self.current_revision, [] if self._stored else self._changes, self._stored))
         self._changes = []
         self._sub = 0
+        self._has_put = False
         self._stored = False
         self.revision_varint = self._mod
         self._mod = varint(self.current_revision + 1)

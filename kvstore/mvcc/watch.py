@@ -27,10 +27,12 @@ from typing import Final, Protocol, final
 
 from kvstore.errors import COMPACTED
 from kvstore.mvcc import watch_encoding as wire
+from kvstore.mvcc.encoding import event_kv
 from kvstore.mvcc.events import AppliedEvent, RevisionEvents, prev_kv, read_events
 from kvstore.mvcc.schema import contains
 from kvstore.mvcc.store import MvccStore
 from kvstore.mvcc.watch_index import FRAGMENT, NO_DELETE, NO_PUT, PREV_KV, Group, Watcher, WatchIndex
+from kvstore.pb.kv_pb2 import KeyValue
 from kvstore.pb.rpc_pb2 import WatchCreateRequest
 
 DUPLICATE_ID: Final = "mvcc: duplicate watch ID provided on the WatchStream"
@@ -253,7 +255,10 @@ class WatchHub:
         size = 0
         for at in range(bisect_left(self._recent, watcher.next_revision, key=_revision), len(self._recent)):
             item = self._recent[at]
-            events = wire.encode_events([e for e in item.events if contains(low, high, e.key)], watcher.variant)
+            mine = [e for e in item.events if contains(low, high, e.key)]
+            if item.revision <= self.store.compact_revision:  # what was before it is compacted
+                mine = [AppliedEvent(e.key, e.event, e.is_delete, None) for e in mine]
+            events = wire.encode_events(mine, watcher.variant)
             if events:
                 if size >= self.limits.catch_up_bytes:
                     return found, found[-1][0]
@@ -286,6 +291,9 @@ class WatchHub:
         return encoded, found[-1].revision if found else high
 
     def _with_prev(self, event: AppliedEvent, revision: int) -> AppliedEvent:
+        # A creation has none, also where the same txn has deleted the key before (etcd IsCreateEvent).
+        if not event.is_delete and KeyValue.FromString(event_kv(event.event)).create_revision == revision:
+            return event
         return AppliedEvent(event.key, event.event, event.is_delete, prev_kv(self.store, event.key, revision))
 
     # Progress
@@ -356,12 +364,12 @@ class WatchStream:
             self.cancel_compacted(watcher)
 
     def _reason_to_refuse(self, request: WatchCreateRequest) -> str | None:
+        if request.start_revision < 0:
+            return COMPACTED.message
         if request.range_end not in (b"", b"\0") and (request.key or b"\0") >= request.range_end:
             return EMPTY_RANGE
         if request.watch_id and request.watch_id in self.watchers:
             return DUPLICATE_ID
-        if request.start_revision < 0:
-            return COMPACTED.message
         if len(self.watchers) >= self.hub.limits.watches_per_stream_max:
             return TOO_MANY
         return None

@@ -21,6 +21,7 @@ import fcntl
 import json
 import os
 import secrets
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -74,14 +75,19 @@ class OpenMember:
         os.close(self.lock)
 
 
-async def open_member(config: ServerConfig) -> OpenMember:
-    """Make or check the directory, open log and store. Raises BootstrapError."""
+async def open_member(
+    config: ServerConfig, open_log: Callable[[Path], SegmentedStorage] = SegmentedStorage
+) -> OpenMember:
+    """Make or check the directory, open log and store. Raises BootstrapError.
+
+    `open_log` is for tests that need small segments or a disk of their own.
+    """
     path = config.data_dir
     lock = _take_lock(path)
     try:
         members = first_members(config)
         identity = _identify(path, config, members)
-        return await _open(path, identity, members, lock)
+        return await _open(path, identity, members, lock, open_log)
     except BaseException as error:
         os.close(lock)
         if isinstance(error, (RaftError, StoreError)):
@@ -227,8 +233,14 @@ def _write_identity(path: Path, identity: Identity) -> None:
         os.close(directory)
 
 
-async def _open(path: Path, identity: Identity, members: list[Member], lock: int) -> OpenMember:
-    storage = SegmentedStorage(path / LOG_DIRECTORY)
+async def _open(
+    path: Path,
+    identity: Identity,
+    members: list[Member],
+    lock: int,
+    open_log: Callable[[Path], SegmentedStorage],
+) -> OpenMember:
+    storage = open_log(path / LOG_DIRECTORY)
     store: MvccStore | None = None
     try:
         loaded = storage.load()

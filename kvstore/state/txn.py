@@ -16,7 +16,7 @@ from kvstore import errors
 from kvstore.errors import KvError
 from kvstore.mvcc import schema
 from kvstore.mvcc.encoding import KVS_TAG, PREV_KVS_TAG, RESPONSES_TAG, field, range_body, varint
-from kvstore.mvcc.range import check_revision, range_, range_small
+from kvstore.mvcc.range import range_, range_small
 from kvstore.mvcc.store import MvccStore, Reader
 from kvstore.mvcc.transaction import WriteGroup
 from kvstore.pb.kv_pb2 import KeyValue
@@ -189,24 +189,38 @@ def _on_path(request: TxnRequest, path: Iterator[bool]) -> Iterator[RequestOp]:
 
 
 def refuse_txn(reader: Reader, request: TxnRequest, path: list[bool]) -> KvError | None:
-    """What would go wrong on the chosen path, found before anything is done (etcd checkRequests)."""
-    ops = list(_on_path(request, iter(path)))
-    for op in ops:
+    """What would go wrong first on the chosen path, found before anything is done (etcd checkTxn).
+
+    The rule against duplicate keys lets a put follow a delete with an open end (checks.py): what that has
+    deleted is no key that the put could take a value from. etcd does not look, and dies.
+    """
+    deleted_from: bytes | None = None
+    for op in _on_path(request, iter(path)):
+        refused = None
         if op.HasField("request_put"):
-            refused = refuse_put(reader, op.request_put)
-            if refused is not None:
-                return refused
-    for op in ops:
-        if op.HasField("request_range"):
-            revision = op.request_range.revision
-            # In a Range of its own a revision below 0 means the newest; a txn takes it by its number.
-            if revision < 0 < reader.compact_revision:
-                return errors.COMPACTED
-            try:
-                check_revision(reader, revision)
-            except KvError as error:
-                return error.with_traceback(None)
+            wants = op.request_put
+            refused = refuse_put(reader, wants)
+            if deleted_from is not None and wants.key >= deleted_from and (wants.ignore_value or wants.ignore_lease):
+                refused = refused or errors.KEY_NOT_FOUND
+        elif op.HasField("request_delete_range"):
+            delete = op.request_delete_range
+            if delete.range_end == b"\0":
+                deleted_from = delete.key if deleted_from is None else min(deleted_from, delete.key)
+        elif op.HasField("request_range"):
+            refused = _refuse_revision(reader, op.request_range.revision)
+        if refused is not None:
+            return refused
     return None
+
+
+def _refuse_revision(reader: Reader, revision: int) -> KvError | None:
+    """In a Range of its own any revision below 0 means the newest; a txn takes it by its number (etcd checkRange).
+
+    Where nothing has been compacted etcd's compact revision is -1, and ours 0.
+    """
+    if revision > reader.current_revision:
+        return errors.FUTURE_REVISION
+    return errors.COMPACTED if revision and revision < (reader.compact_revision or -1) else None
 
 
 async def txn(group: WriteGroup, request: TxnRequest, answer: bool) -> AppliedResult | KvError:

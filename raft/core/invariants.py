@@ -99,7 +99,8 @@ def _check_leader(r: Raft, name: str) -> None:
             assert not peer.inflight_count, f"{of}: streams while it probes"
 
 
-def check_delta(before: Moment, r: Raft) -> None:
+def check_delta(before: Moment, r: Raft) -> Moment:
+    """Returns the moment that it looked at, for the next call."""
     now = observe(r)
     name = f"n{r.node_id:x}@{r.term}"
     assert now.term >= before.term, f"{name}: term went back from {before.term}"
@@ -116,6 +117,7 @@ def check_delta(before: Moment, r: Raft) -> None:
                 assert now.match_indexes[member] >= match_index, f"{name}: match of n{member:x} went back"
             if now.commit_index > before.commit_index:
                 assert now.commit_index >= r.noop_index, f"{name}: counted replicas of an older term's entry"
+    return now
 
 
 class ClusterChecker:
@@ -175,9 +177,13 @@ class ClusterChecker:
 
     def _check_log_matching(self, r: Raft) -> None:
         log = r.log
-        seen = self._checked.get(r.node_id)
-        low = log.commit_index + 1 if seen is None else min(seen[0] + 1, log.last_index + 1)
-        low = max(low, log.first_index)
+        commit_index, last_index, last_term = self._checked.get(r.node_id, (log.commit_index, 0, 0))
+        if last_index == log.last_index and last_term == log.last_term:
+            return
+        low = max(commit_index + 1, log.first_index)
+        # Where the last position that was seen is still the same, so is everything before it.
+        if low <= last_index < log.last_index and log.term_at(last_index) == last_term:
+            low = last_index + 1
         if low > log.last_index:
             return
         before = log.term_at(low - 1)

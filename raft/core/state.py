@@ -39,6 +39,7 @@ class Raft:
         "configuration",
         "election_elapsed",
         "election_timeout",
+        "first_context",
         "heartbeat_due",
         "heartbeat_elapsed",
         "leader_id",
@@ -111,8 +112,9 @@ class Raft:
         self.reads_waiting: deque[tuple[NodeId, int]] = deque(maxlen=READS_WAITING_MAX)  # for the next round
 
         # A context is never used twice, not even by the process after a restart: a late answer must not
-        # confirm a newer read (S-38).
-        self.next_context = rng.below(2**62)
+        # confirm a newer read (S-38). Answers to contexts that this process did not ask for are dropped.
+        self.first_context = rng.below(2**62)
+        self.next_context = self.first_context
         self.read_context: int | None = None  # asked and not yet sent: later reads share it
 
         # What the next Ready takes.

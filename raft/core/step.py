@@ -150,9 +150,13 @@ def _fault(r: Raft, m: Message) -> str:  # noqa: PLR0911
         return _fault_in_answer(r, m)
     elif isinstance(m, Forward):
         return "proposals go to the driver"
-    elif (isinstance(m, RequestVote) and (m.last_index < 0 or m.last_term < 0)) or (
-        isinstance(m, ReadIndexResponse) and m.index < 0
-    ):
+    elif isinstance(m, ReadIndexResponse):
+        # A round that we asked for before we restarted confirms no read of now, although its number may be higher.
+        if not r.first_context <= m.context < r.next_context:
+            return f"context {m.context} was never asked for"
+        if m.index < 0:
+            return "negative index"
+    elif isinstance(m, RequestVote) and (m.last_index < 0 or m.last_term < 0):
         return "negative index"
     return ""
 

@@ -265,7 +265,5 @@ class Cluster:
         assert member.raw is not None
         r = member.raw.raft
         invariants.check(r)
-        if member.moment is not None:
-            invariants.check_delta(member.moment, r)
-        member.moment = invariants.observe(r)
+        member.moment = invariants.observe(r) if member.moment is None else invariants.check_delta(member.moment, r)
         self.checker.check(r, self.disks)

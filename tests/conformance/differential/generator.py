@@ -8,8 +8,9 @@ Invalid requests are as frequent as clients' mistakes are interesting: about eve
 """
 
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from google.protobuf.message import Message
 
@@ -92,8 +93,8 @@ class Generator:
         if self._chance(0.4):
             request.revision = self._revision()
         if self._chance(0.4):
-            request.sort_order = self._pick([0, 1, 2])
-            request.sort_target = self._pick([0, 1, 2, 3, 4])
+            request.sort_order = self._enum([0, 1, 2])
+            request.sort_target = self._enum([0, 1, 2, 3, 4])
         request.serializable = self._chance(0.2)
         request.keys_only = self._chance(0.2)
         request.count_only = self._chance(0.15)
@@ -101,9 +102,9 @@ class Generator:
             if self._chance(0.1):
                 setattr(request, bound, self._revision())
         if self._chance(0.02):
-            request = pb.RangeRequest(key=b"a", sort_order=self._pick([3, -1]))
+            request = pb.RangeRequest(key=b"a", sort_order=self._enum([3, -1]))
         elif self._chance(0.02):
-            request = pb.RangeRequest(key=b"a", sort_target=self._pick([5, -1]))
+            request = pb.RangeRequest(key=b"a", sort_target=self._enum([5, -1]))
         return request
 
     def _put(self) -> pb.PutRequest:
@@ -123,11 +124,16 @@ class Generator:
         if depth == 0 and self._chance(0.02):
             return self._long_txn()
         reads_only = self._chance(0.15)
-        return pb.TxnRequest(
+        txn = pb.TxnRequest(
             compare=[self._compare() for _ in range(self._pick([0, 0, 1, 1, 2]))],
             success=[self._op(depth, reads_only) for _ in range(self._pick([0, 1, 1, 2, 2, 3]))],
             failure=[self._op(depth, reads_only) for _ in range(self._pick([0, 0, 1, 2, 2]))],
         )
+        if depth == 0 and any(op.request_delete_range.range_end == b"\0" for op in _operations(txn)):
+            for op in _operations(txn):
+                if op.HasField("request_put"):  # etcd dies of ignoring the value of a key deleted in the same txn
+                    op.request_put.ignore_value = op.request_put.ignore_lease = False
+        return txn
 
     def _long_txn(self) -> pb.TxnRequest:
         """Around the 128 operations that all levels share."""
@@ -157,15 +163,15 @@ class Generator:
 
     def _compare(self) -> pb.Compare:
         compare = pb.Compare(
-            result=self._pick([0, 1, 2, 3]),
-            target=self._pick([0, 1, 2, 3, 4]),
+            result=self._enum([0, 1, 2, 3]),
+            target=self._enum([0, 1, 2, 3, 4]),
             key=self._key(),
             range_end=self._end() if self._chance(0.4) else b"",
         )
         if self._chance(0.03):
-            compare.result = self._pick([4, -1])
+            compare.result = self._enum([4, -1])
         if self._chance(0.03):
-            compare.target = self._pick([5, -1])
+            compare.target = self._enum([5, -1])
         operand = ["version", "create_revision", "mod_revision", "value", "lease"][compare.target % 5]
         if self._chance(0.1):
             operand = self._pick(["version", "create_revision", "mod_revision", "value", "lease"])
@@ -199,12 +205,12 @@ class Generator:
             prev_kv=self._chance(0.6),
             fragment=self._chance(0.2) if fragment is None else fragment,
             progress_notify=self._chance(0.2),
-            filters=[self._pick([0, 1, 0, 1, 7]) for _ in range(self._pick([0, 0, 0, 1, 1, 2]))],
+            filters=[self._enum([0, 1, 0, 1, 7]) for _ in range(self._pick([0, 0, 0, 1, 1, 2]))],
         )
         if self._chance(0.4):
             request.start_revision = self._revision()
         if self._chance(0.15):
-            request.watch_id = self._pick([1, 2, 3, 100, 101, -1, -7])
+            request.watch_id = self._pick([1, 2, 3, 100, 101, -7])  # not -1: etcd itself takes it for "none"
         return pb.WatchRequest(create_request=request)
 
     # The rest
@@ -232,8 +238,20 @@ class Generator:
     def _chance(self, probability: float) -> bool:
         return self._random.random() < probability
 
+    def _enum(self, numbers: list[int]) -> Any:
+        """Numbers of an enum, known to it or not."""
+        return self._pick(numbers)
+
     def _pick(self, choices: list[T]) -> T:
         return self._random.choice(choices)
+
+
+def _operations(txn: pb.TxnRequest) -> Iterator[pb.RequestOp]:
+    """Of all levels and both branches."""
+    for branch in (txn.success, txn.failure):
+        for op in branch:
+            yield op
+            yield from _operations(op.request_txn)
 
 
 def resolved(message: Message, base: int) -> Message:

@@ -24,4 +24,4 @@ def running_pair(folder: Path, members: int) -> Iterator[Pair]:
         sides = [Side("etcd", etcd.client_urls[0].removeprefix("http://")), Side("ours", asked.target)]
         for side in sides:
             stack.callback(side.close)
-        yield Pair(*sides)
+        yield Pair(sides[0], sides[1], members)

@@ -32,7 +32,7 @@ class Side:
         kv = rpc_pb2_grpc.KVStub(self._channel)
         cluster = rpc_pb2_grpc.ClusterStub(self._channel)
         maintenance = rpc_pb2_grpc.MaintenanceStub(self._channel)
-        self._calls: dict[str, Callable[..., Any]] = {
+        self._calls: dict[str, Any] = {
             **{name: getattr(kv, name) for name in ("Range", "Put", "DeleteRange", "Txn", "Compact")},
             **{name: getattr(maintenance, name) for name in ("Status", "Alarm", "HashKV")},
             "MemberList": cluster.MemberList,
@@ -127,7 +127,7 @@ class WatchSide:
 def text(answer: Message | grpc.RpcError) -> str:
     """What is compared."""
     if isinstance(answer, grpc.RpcError):
-        return f"{answer.code().name}: {answer.details()}"  # type: ignore[attr-defined]
+        return f"{answer.code().name}: {answer.details()}"
     known = type(answer)()
     known.CopyFrom(answer)
     for header in _headers(known):

@@ -1,5 +1,7 @@
 """Long work pauses, whatever it is: counted by a clock that ticks once per look."""
 
+import asyncio
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -9,7 +11,7 @@ from kvstore.mvcc.compaction import Compactor
 from kvstore.mvcc.events import read_events
 from kvstore.mvcc.hash import hash_kv
 from kvstore.mvcc.range import range_
-from kvstore.mvcc.slices import Budget
+from kvstore.mvcc.slices import Budget, in_thread
 from kvstore.mvcc.store import StoreOptions
 from kvstore.pb import rpc_pb2 as pb
 from tests.kvstore.state.support import State
@@ -58,3 +60,23 @@ async def test_every_long_operation_pauses(tmp_path: Path, monkeypatch: pytest.M
         assert pauses >= 2000 // 256, f"{name} paused {pauses} times"
     view.close()
     state.close()
+
+
+async def test_who_is_cancelled_while_a_thread_works_for_him_waits_for_the_thread() -> None:
+    """Else a member that stops during a flush closes the database under it."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    def work() -> None:
+        begun.set()
+        go_on.wait()
+
+    task = asyncio.create_task(in_thread(work))
+    await asyncio.to_thread(begun.wait)
+    task.cancel()
+    for _ in range(3):
+        await asyncio.sleep(0)
+    waited = not task.done()
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert waited

@@ -1,5 +1,7 @@
 """What etcd's API promises, as a dictionary: the reference for the store. Slow, whole copies, no cleverness."""
 
+from collections.abc import Iterator
+
 from kvstore import errors
 from kvstore.errors import KvError
 from kvstore.pb import kv_pb2
@@ -44,6 +46,8 @@ class Model:
             kvs = [kv for kv in kvs if kv.create_revision <= request.max_create_revision]
         if request.min_create_revision:
             kvs = [kv for kv in kvs if kv.create_revision >= request.min_create_revision]
+        if request.limit > 0 and request.sort_order == pb.RangeRequest.NONE and not self.bounded(request):
+            kvs = kvs[: request.limit + 1]  # without an order only these are sorted
         field = ["key", "version", "create_revision", "mod_revision", "value"][request.sort_target]
         kvs.sort(key=lambda kv: getattr(kv, field), reverse=request.sort_order == pb.RangeRequest.DESCEND)
         if 0 < request.limit < len(kvs):
@@ -53,6 +57,10 @@ class Model:
             if request.keys_only:
                 answer.kvs[-1].ClearField("value")
         return answer
+
+    def bounded(self, request: pb.RangeRequest) -> bool:
+        bounds = ("max_mod_revision", "min_mod_revision", "max_create_revision", "min_create_revision")
+        return any(getattr(request, bound) for bound in bounds)
 
     # -- writes; each returns its response or raises before it changed anything
 
@@ -119,25 +127,34 @@ class Model:
         return pb.CompactionResponse()
 
     def txn(self, request: pb.TxnRequest) -> pb.TxnResponse:
-        path: list[tuple[pb.TxnRequest, bool]] = []
+        path: list[bool] = []
         self.choose(request, path)
-        ops = [op for txn, won in path for op in (txn.success if won else txn.failure)]
-        for op in ops:
-            if op.HasField("request_put"):
-                self.check_put(op.request_put)
-        for op in ops:
-            if op.HasField("request_range"):
-                if op.request_range.revision < 0 < self.compacted:
-                    raise errors.COMPACTED
-                self.range(op.request_range)
-        return self.run(request, iter([won for _, won in path]))
+        self.deleted: list[bytes] = []  # keys that deletes with an open end begin at
+        self.check_ops(request, iter(path))
+        return self.run(request, iter(path))
 
-    def choose(self, request: pb.TxnRequest, path: list[tuple[pb.TxnRequest, bool]]) -> None:
+    def choose(self, request: pb.TxnRequest, path: list[bool]) -> None:
         won = all(self.holds(compare) for compare in request.compare)
-        path.append((request, won))
+        path.append(won)
         for op in request.success if won else request.failure:
             if op.HasField("request_txn"):
                 self.choose(op.request_txn, path)
+
+    def check_ops(self, request: pb.TxnRequest, path: Iterator[bool]) -> None:
+        for op in request.success if next(path) else request.failure:
+            if op.HasField("request_put"):
+                self.check_put(op.request_put)
+                ignores = op.request_put.ignore_value or op.request_put.ignore_lease
+                if ignores and any(key <= op.request_put.key for key in self.deleted):
+                    raise errors.KEY_NOT_FOUND
+            elif op.HasField("request_delete_range") and op.request_delete_range.range_end == b"\0":
+                self.deleted.append(op.request_delete_range.key)
+            elif op.HasField("request_txn"):
+                self.check_ops(op.request_txn, path)
+            elif op.HasField("request_range"):
+                if op.request_range.revision < (0 if self.compacted else -1):
+                    raise errors.COMPACTED
+                self.range(op.request_range)
 
     def holds(self, compare: pb.Compare) -> bool:
         kvs = [kv for key, kv in self.keys.items() if within(compare.key, compare.range_end, key)]

@@ -71,6 +71,22 @@ async def test_a_refused_txn_leaves_nothing(tmp_path: Path) -> None:
     state.close()
 
 
+async def test_a_put_cannot_keep_the_value_of_a_key_that_its_txn_deletes(tmp_path: Path) -> None:
+    """Such a txn gets past the rule against duplicate keys when the delete has an open end, and kills an etcd."""
+    state = State(tmp_path / "s")
+    await state.put(b"b")
+    delete = pb.RequestOp(request_delete_range=pb.DeleteRangeRequest(key=b"a", range_end=b"\0"))
+    put = pb.RequestOp(request_put=pb.PutRequest(key=b"b", ignore_value=True))
+    nested = pb.RequestOp(request_txn=pb.TxnRequest(success=[put]))
+    for later in (put, nested):
+        assert await state.apply(pb.TxnRequest(success=[delete, later])) == [errors.KEY_NOT_FOUND]
+    assert state.store.current_revision == 2
+    (result,) = await state.apply(pb.TxnRequest(success=[put, delete]))  # in this order it has a value to keep
+    assert isinstance(result, AppliedResult)
+    assert result.revision == 3
+    state.close()
+
+
 async def test_a_txn_sees_its_own_writes_and_what_its_entry_wrote_before(tmp_path: Path) -> None:
     state = State(tmp_path / "s")
     txn = pb.TxnRequest(compare=[pb.Compare(key=b"a", target=pb.Compare.VALUE, value=b"1")])

