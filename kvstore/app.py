@@ -69,7 +69,7 @@ async def _serve(config: ServerConfig) -> int:
 
     from kvstore.lag import watch_loop
     from kvstore.mvcc.store import StoreError
-    from kvstore.rpc import ServerOptions, make_server
+    from kvstore.rpc import ServerOptions, make_peer_channel, make_peer_server, make_server
     from kvstore.rpc.address import can_listen, host_port
     from kvstore.server.bootstrap import open_member
     from kvstore.server.server import KvServer
@@ -93,7 +93,10 @@ async def _serve(config: ServerConfig) -> int:
         applied=member.store.applied_index,
     )
     transport = GrpcTransport(
-        PeerIdentity(identity.cluster_id, identity.member_id, identity.instance), list(config.listen_peer_urls)
+        PeerIdentity(identity.cluster_id, identity.member_id, identity.instance),
+        list(config.listen_peer_urls),
+        server_factory=make_peer_server,
+        channel_factory=make_peer_channel,
     )
     server = KvServer(config, member, transport)
     rpc = make_server(ServerOptions(max_request_bytes=config.max_request_bytes))

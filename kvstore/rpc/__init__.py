@@ -1,6 +1,6 @@
 """gRPC for everybody here: servers, clients and peers get their end of a connection from this one factory.
 
-Another front can take grpcio's place by changing these two functions.
+Another front can take grpcio's place by changing these four functions.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,7 @@ from kvstore.rpc.options import ChannelOptions, ServerOptions
 if TYPE_CHECKING:
     from kvstore.rpc.base import RpcServer
 
-__all__ = ["ChannelOptions", "ServerOptions", "make_channel", "make_server"]
+__all__ = ["ChannelOptions", "ServerOptions", "make_channel", "make_peer_channel", "make_peer_server", "make_server"]
 
 
 def make_server(options: ServerOptions | None = None) -> "RpcServer":
@@ -28,3 +28,17 @@ def make_channel(target: str, options: ChannelOptions | None = None) -> Any:
     from kvstore.rpc import grpcio
 
     return grpcio.channel(target, options or ChannelOptions())
+
+
+def make_peer_server(arguments: list[tuple[str, Any]]) -> Any:
+    """For the peer transport: a server with grpc.aio's surface and gRPC's arguments, not started."""
+    from kvstore.rpc import grpcio
+
+    return grpcio.peer_server(arguments)
+
+
+def make_peer_channel(target: str, arguments: list[tuple[str, Any]]) -> Any:
+    """For the peer transport: a channel with grpc.aio's surface and gRPC's arguments to "host:port"."""
+    from kvstore.rpc import grpcio
+
+    return grpcio.peer_channel(target, arguments)

@@ -69,6 +69,14 @@ def channel(target: str, options: ChannelOptions) -> grpc.aio.Channel:
     )
 
 
+def peer_channel(target: str, arguments: list[tuple[str, Any]]) -> grpc.aio.Channel:
+    return grpc.aio.insecure_channel(target, options=arguments)
+
+
+def peer_server(arguments: list[tuple[str, Any]]) -> grpc.aio.Server:
+    return grpc.aio.server(options=arguments)
+
+
 def server_arguments(options: ServerOptions) -> list[tuple[str, int]]:
     return [
         ("grpc.max_receive_message_length", options.receive_bytes_max),

@@ -23,7 +23,7 @@ import logging
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 from urllib.parse import urlsplit
 
 import grpc
@@ -55,7 +55,9 @@ BACKOFF_SECONDS_MIN: Final = 0.05  # the first retry: a restarted process is bac
 BACKOFF_SECONDS_MAX: Final = 1.0  # after a partition heals, nobody waits longer
 BACKOFF_GRAIN: Final = 1024  # steps of the jitter
 
-CHANNEL_OPTIONS: Final[list[tuple[str, Any]]] = [
+Arguments: TypeAlias = list[tuple[str, Any]]  # of gRPC, by its names
+
+CHANNEL_OPTIONS: Final[Arguments] = [
     ("grpc.use_local_subchannel_pool", 1),  # else channels to one target share a connection, and its queues
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 1_000),  # how long one attempt to connect may take; 20 s by default
@@ -68,7 +70,7 @@ CHANNEL_OPTIONS: Final[list[tuple[str, Any]]] = [
     ("grpc.max_receive_message_length", FRAME_BYTES_MAX),
     ("grpc.enable_http_proxy", 0),
 ]
-SERVER_OPTIONS: Final[list[tuple[str, Any]]] = [
+SERVER_OPTIONS: Final[Arguments] = [
     ("grpc.so_reuseport", 0),  # else an old process and its successor share the port in silence
     ("grpc.keepalive_time_ms", 2_000),
     ("grpc.keepalive_timeout_ms", 2_000),
@@ -93,12 +95,17 @@ class PeerIdentity:
 CheckPeer = Callable[[PeerIdentity], str | None]  # why this peer may not talk to us, or None
 
 
-def default_server() -> grpc.aio.Server:
-    return grpc.aio.server(options=SERVER_OPTIONS)
+# They give something with the surface of grpc.aio's Server, not started, or Channel ("host:port" first).
+ServerFactory: TypeAlias = Callable[[Arguments], Any]
+ChannelFactory: TypeAlias = Callable[[str, Arguments], Any]
 
 
-def default_channel(target: str) -> grpc.aio.Channel:
-    return grpc.aio.insecure_channel(target, options=CHANNEL_OPTIONS)
+def default_server(arguments: Arguments) -> grpc.aio.Server:
+    return grpc.aio.server(options=arguments)
+
+
+def default_channel(target: str, arguments: Arguments) -> grpc.aio.Channel:
+    return grpc.aio.insecure_channel(target, options=arguments)
 
 
 def address_of(url: str) -> str:
@@ -120,14 +127,14 @@ class GrpcTransport(Transport):
         identity: PeerIdentity,
         listen_urls: list[str],
         *,
-        server_factory: Callable[[], Any] = default_server,
-        channel_factory: Callable[[str], Any] = default_channel,
+        server_factory: ServerFactory = default_server,
+        channel_factory: ChannelFactory = default_channel,
         check_peer: CheckPeer = lambda peer: None,
         on_refused: Callable[[PeerRefused], None] = lambda refused: None,
         runtime: Runtime | None = None,
         queue_bytes_max: int = QUEUE_BYTES_MAX,
     ) -> None:
-        """server_factory gives a grpc.aio.Server that was not started; channel_factory takes "host:port".
+        """The factories decide which gRPC front carries the streams.
 
         check_peer is asked about whoever connects to us and about whoever we connect to; cluster and node id
         fit already. on_refused is called on the loop, once for each new reason.
@@ -151,7 +158,7 @@ class GrpcTransport(Transport):
     async def start(self, receive: Receive) -> None:
         """Raises OSError when an address cannot be had."""
         self._receive = receive
-        server = self._server_factory()
+        server = self._server_factory(SERVER_OPTIONS)
         handler = grpc.stream_stream_rpc_method_handler(self._serve, None, None)
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {"Stream": handler}),))
         for url in self._listen_urls:
@@ -337,7 +344,7 @@ class _Link:
         own = self._transport.identity
         identity = (FORMAT, own.cluster_id, own.node_id, self._node_id, own.instance)
         metadata = [(key, f"{value:x}") for key, value in zip(METADATA_KEYS, identity, strict=True)]
-        channel = self._transport.channel_factory(address_of(url))
+        channel = self._transport.channel_factory(address_of(url), CHANNEL_OPTIONS)
         ended: asyncio.Task[object] | None = None
         try:
             call = channel.stream_stream(METHOD, None, None)(metadata=metadata)
