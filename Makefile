@@ -10,6 +10,9 @@ TYPED := raft kvstore
 PYTEST := $(BIN)/pytest -rs
 ENGINE ?= docker
 IMAGE ?= kvstore
+FIRST ?= 1
+N ?= 200
+SEED ?=
 
 # A program of that name on the PATH is not enough: it must start, be new enough and be able to make a venv.
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do \
@@ -21,7 +24,7 @@ LICENSES_RUN := MIT;BSD;Apache;ISC;PSF;Python Software Foundation;0BSD
 LICENSES_DEV := $(LICENSES_RUN);MPL-2.0;Mozilla Public License 2.0
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-fast test-all lint format proto golden bench sbom licenses lock clean \
+.PHONY: help install run test test-fast test-all lint format proto golden sim trace mutants bench sbom licenses lock clean \
 	docker docker-run
 
 help: ## list the targets
@@ -57,6 +60,15 @@ proto: $(DEV_READY) ## regenerate raft/pb and kvstore/pb from proto/
 golden: $(DEV_READY) ## rewrite expected outputs: scripts, and transcripts from a real etcd; commit only what you can explain
 	$(BIN)/python -m raft.testing.script --rewrite tests/raft/scripts
 	$(BIN)/python -m tests.conformance.record
+
+sim: $(DEV_READY) ## simulate seeds FIRST..FIRST+N-1, or replay SEED=n (ARGS="--shrink" makes a failure small)
+	$(BIN)/python -m tests.sim $(if $(SEED),$(SEED),$(FIRST)..$$(($(FIRST) + $(N) - 1))) $(ARGS)
+
+trace: $(DEV_READY) ## every event of the simulation of SEED=n, a line each
+	@$(BIN)/python -m tests.sim $(or $(SEED),$(FIRST)) --trace $(ARGS)
+
+mutants: $(DEV_READY) ## put known bugs back, one by one: the simulator must find each; resumes where it was stopped
+	$(BIN)/python -m tests.sim.mutants $(ARGS)
 
 bench: $(DEV_READY) ## puts/s and reads/s beside etcd's, in one run (ARGS="--quick" for a short one)
 	$(BIN)/python -m bench $(ARGS)

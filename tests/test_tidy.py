@@ -61,6 +61,7 @@ LAYERS = [
         only=(
             "raft/runtime.py",
             "raft/storage/segmented.py",  # a lock: save() and compact() may run in the executor's threads
+            "raft/testing/sim/rng.py",  # seeded streams of a simulation
         ),
     ),
     Layer(

@@ -1,0 +1,172 @@
+"""The command line of the simulator.
+
+    SEED                    one seed; with --trace every event, with --shrink a failure is made small
+    FIRST..LAST             a range; one line each, then the sums
+    --seeds FILE            the seeds named in a file, one a line, `#` begins a comment
+
+A failing seed prints the one command that replays it. The exit code is 0 only when nothing was violated.
+"""
+
+import argparse
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final, final
+
+from raft.testing.sim.marks import MARKS
+from raft.testing.sim.plan import SECONDS, Outcome, Plan, run
+from raft.testing.sim.shrink import Shrinker, chosen, replay_arguments
+from raft.testing.sim.trace import HEAD, Trace
+
+_TWICE_EVERY: Final = 50  # of a range, every such seed runs twice and must do the same
+_TRACE_TAIL: Final = 40  # lines of a failing run that are shown
+
+
+@final
+class Totals:
+    """The sums of a range of seeds."""
+
+    def __init__(self) -> None:
+        self.seeds = 0
+        self.seconds = self.real_seconds = 0.0
+        self.events = self.commits = self.answered = self.unknown = 0
+        self.injected: Counter[str] = Counter()
+        self.marks: Counter[str] = Counter()
+        self.failed: list[Outcome] = []
+
+    def add(self, outcome: Outcome) -> None:
+        self.seeds += 1
+        self.seconds += outcome.seconds
+        self.real_seconds += outcome.real_seconds
+        self.events += outcome.events
+        self.commits += outcome.commits
+        self.answered += outcome.answered
+        self.unknown += outcome.unknown
+        self.injected.update(outcome.injected)
+        self.marks.update(outcome.marks)
+        if not outcome.ok:
+            self.failed.append(outcome)
+
+    def report(self) -> str:
+        ratio = self.seconds / max(self.real_seconds, 1e-9)
+        injected = ", ".join([f"{name} {count:,}" for name, count in sorted(self.injected.items())])
+        never = [name for name in MARKS if not self.marks[name]]
+        lines = [
+            f"seeds        {self.seeds:,}",
+            f"simulated    {self.seconds:,.0f} s in {self.real_seconds:,.1f} s: {ratio:.1f} s per second",
+            f"events       {self.events:,}",
+            f"commits      {self.commits:,}, {self.commits / max(self.seconds, 1e-9):.1f} per simulated second",
+            f"requests     {self.answered:,} answered, {self.unknown:,} lost with their node",
+            f"faults       {injected}",
+            f"marks        {len(MARKS) - len(never)} of {len(MARKS)} hit; never: {', '.join(never) or 'none'}",
+            f"violations   {len(self.failed)}",
+        ]
+        return "\n".join(lines)
+
+
+def line(outcome: Outcome) -> str:
+    ratio = outcome.seconds / max(outcome.real_seconds, 1e-9)
+    verdict = "ok" if outcome.ok else outcome.violation.splitlines()[0]
+    return (
+        f"seed {outcome.seed:<8} {outcome.seconds:6.1f} s in {outcome.real_seconds:5.2f} s ({ratio:5.1f}x)"
+        f" commits {outcome.commits:<6} hash {outcome.hash:016x} {verdict}"
+    )
+
+
+def main(arguments: list[str], command: str) -> int:
+    """`command`: how a user starts this, for what a failure prints."""
+    options = _parser(command).parse_args(arguments)
+    if options.shrink or options.trace or _is_one(options.seeds):
+        return _one(options, command)
+    totals = Totals()
+    for seed in _seeds(options):
+        plan = Plan.of(seed, options.seconds)
+        outcome = run(plan)
+        totals.add(outcome)
+        if options.verbose or not outcome.ok:
+            print(line(outcome), flush=True)
+        if outcome.ok and seed % _TWICE_EVERY == 0 and run(plan).hash != outcome.hash:
+            print(f"seed {seed} does not do the same twice")
+            return 1
+        if not outcome.ok:
+            print(outcome.violation)
+            print(f"repro: {_repro(command, str(seed), options.seconds)}", flush=True)
+            if options.stop:
+                break
+    print(totals.report())
+    return 1 if totals.failed else 0
+
+
+def _parser(command: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=command, description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("seeds", nargs="?", default="1..200", help="SEED or FIRST..LAST")
+    parser.add_argument("--seeds", dest="file", type=Path, help="a file with seeds")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="virtual time under faults of each seed")
+    parser.add_argument("--verbose", action="store_true", help="a line for every seed")
+    parser.add_argument("--stop", action="store_true", help="stop at the first violation")
+    parser.add_argument("--trace", action="store_true", help="print every event of one seed")
+    parser.add_argument("--shrink", action="store_true", help="make the failure of one seed small")
+    parser.add_argument("--until", type=float, default=0.0, help="seconds after which faults and requests stop")
+    parser.add_argument("--faults", default="", help="numbers of the faults that stay, or none")
+    parser.add_argument("--requests", default="", help="numbers of the requests that stay, or none")
+    parser.add_argument("--salt", type=int, default=0, help="other chances with the same schedule")
+    parser.add_argument("--off", default="", help="what is switched off")
+    return parser
+
+
+def _is_one(text: str) -> bool:
+    return text.isdigit()
+
+
+def _seeds(options: argparse.Namespace) -> Iterable[int]:
+    if options.file is not None:
+        texts = [text.split("#")[0].strip() for text in options.file.read_text().splitlines()]
+        return [int(text) for text in texts if text]
+    first, _, last = options.seeds.partition("..")
+    return range(int(first), int(last or first) + 1)
+
+
+def _repro(command: str, arguments: str, seconds: float) -> str:
+    return f"{command} {arguments}" + ("" if seconds == SECONDS else f" --seconds {seconds:g}")
+
+
+def _one(options: argparse.Namespace, command: str) -> int:
+    plan = chosen(
+        int(options.seeds),
+        options.seconds,
+        until=options.until,
+        faults=options.faults,
+        requests=options.requests,
+        off=options.off,
+        salt=options.salt,
+    )
+    trace = Trace()
+    outcome = run(plan, trace)
+    if options.trace:
+        print("\n".join([HEAD, *trace.lines]))
+    elif not outcome.ok:
+        print("\n".join([HEAD, *trace.lines[-_TRACE_TAIL:]]))
+    totals = Totals()
+    totals.add(outcome)
+    print(plan.options)
+    print(totals.report())
+    print(line(outcome))
+    if outcome.ok:
+        return 0
+    print(outcome.violation)
+    if options.shrink:
+        _shrink(plan, outcome, command)
+    else:
+        print(f"repro: {_repro(command, replay_arguments(plan), options.seconds)}")
+    return 1
+
+
+def _shrink(plan: Plan, outcome: Outcome, command: str) -> None:
+    shrinker = Shrinker(plan, outcome)
+    small = shrinker.shrink()
+    trace = Trace()
+    run(small, trace)
+    print(f"\nshrunk in {shrinker.runs} runs: {len(small.faults)} faults, {len(small.requests)} requests")
+    print("\n".join([HEAD, *trace.lines]))
+    print(shrinker.outcome.violation)
+    print(f"repro: {command} {replay_arguments(small)}")

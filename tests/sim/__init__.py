@@ -1,0 +1,1 @@
+"""Simulations: of Raft alone (raft.testing.sim)."""
