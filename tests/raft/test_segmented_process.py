@@ -5,6 +5,7 @@ import signal
 import stat
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -129,7 +130,17 @@ def test_a_short_write_is_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     file.close()
 
 
+@pytest.fixture
+def eager_threads() -> Iterator[None]:
+    """A thread that comes back from the disk waits 0.1 ms for its turn beside a busy one, not 5 ms: more interleavings."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(0.0001)
+    yield
+    sys.setswitchinterval(before)
+
+
 @pytest.mark.parametrize("cache_bytes", [0, 20_000])
+@pytest.mark.usefixtures("eager_threads")
 def test_reads_beside_a_writing_thread(tmp_path: Path, cache_bytes: int) -> None:
     """The loop reads what is stored while a save, with truncations, and a compaction run elsewhere."""
     storage = SegmentedStorage(tmp_path / "log", segment_bytes=5000, cache_bytes=cache_bytes)
