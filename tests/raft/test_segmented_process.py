@@ -132,7 +132,7 @@ def test_a_short_write_is_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 @pytest.fixture
 def eager_threads() -> Iterator[None]:
-    """A thread that comes back from the disk waits 0.1 ms for its turn beside a busy one, not 5 ms: more interleavings."""
+    """A thread back from the disk waits 0.1 ms for its turn beside a busy one, not 5 ms: more interleavings."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(0.0001)
     yield
