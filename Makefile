@@ -13,6 +13,8 @@ IMAGE ?= kvstore
 FIRST ?= 1
 N ?= 200
 SEED ?=
+LEVEL ?= raft
+SIM_LEVEL := $(if $(filter member,$(LEVEL)),.member)
 
 # A program of that name on the PATH is not enough: it must start, be new enough and be able to make a venv.
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do \
@@ -24,7 +26,7 @@ LICENSES_RUN := MIT;BSD;Apache;ISC;PSF;Python Software Foundation;0BSD
 LICENSES_DEV := $(LICENSES_RUN);MPL-2.0;Mozilla Public License 2.0
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-fast test-all lint format proto golden sim trace mutants bench sbom licenses lock clean \
+.PHONY: help install run test test-fast test-all lint format proto golden sim trace mutants bench bench-failover sbom licenses lock clean \
 	docker docker-run
 
 help: ## list the targets
@@ -61,17 +63,20 @@ golden: $(DEV_READY) ## rewrite expected outputs: scripts, and transcripts from 
 	$(BIN)/python -m raft.testing.script --rewrite tests/raft/scripts
 	$(BIN)/python -m tests.conformance.record
 
-sim: $(DEV_READY) ## simulate seeds FIRST..FIRST+N-1, or replay SEED=n (ARGS="--shrink" makes a failure small)
-	$(BIN)/python -m tests.sim $(if $(SEED),$(SEED),$(FIRST)..$$(($(FIRST) + $(N) - 1))) $(ARGS)
+sim: $(DEV_READY) ## simulate seeds FIRST..FIRST+N-1, or replay SEED=n (LEVEL=member: whole members; ARGS="--shrink")
+	$(BIN)/python -m tests.sim$(SIM_LEVEL) $(if $(SEED),$(SEED),$(FIRST)..$$(($(FIRST) + $(N) - 1))) $(ARGS)
 
-trace: $(DEV_READY) ## every event of the simulation of SEED=n, a line each
-	@$(BIN)/python -m tests.sim $(or $(SEED),$(FIRST)) --trace $(ARGS)
+trace: $(DEV_READY) ## every event of the simulation of SEED=n, a line each (LEVEL=member)
+	@$(BIN)/python -m tests.sim$(SIM_LEVEL) $(or $(SEED),$(FIRST)) --trace $(ARGS)
 
 mutants: $(DEV_READY) ## put known bugs back, one by one: the simulator must find each; resumes where it was stopped
 	$(BIN)/python -m tests.sim.mutants $(ARGS)
 
 bench: $(DEV_READY) ## puts/s and reads/s beside etcd's, in one run (ARGS="--quick" for a short one)
 	$(BIN)/python -m bench $(ARGS)
+
+bench-failover: $(DEV_READY) ## how long no write goes through when the leader changes, beside etcd's (ARGS="--rounds 20")
+	$(BIN)/python -m bench.failover $(ARGS)
 
 sbom: $(DEV_READY) ## write sbom.json (CycloneDX) of what an install contains
 	$(BIN)/cyclonedx-py requirements requirements.lock --pyproject pyproject.toml --output-reproducible --of JSON -o sbom.json

@@ -18,14 +18,19 @@ import errno
 import gc
 import os
 import signal
+import time
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from kvstore import logs
 from kvstore.config import ServerConfig
+from kvstore.failpoints import FailpointError, arm_all
 
 if TYPE_CHECKING:
+    from kvstore.admin import AdminSocket
+    from kvstore.lag import LoopLag
     from kvstore.rpc.base import RpcServer
     from kvstore.server.server import KvServer
+    from raft.core.ports import Tracer
 
 STOP_GRACE_SECONDS: Final = 2.0  # for calls under way; watches are cut
 FAILED: Final = 1
@@ -43,6 +48,13 @@ def run(config: ServerConfig) -> int:
     log = structlog.get_logger("kvstore")
     for note in config.notes:
         log.warning(note)
+    try:
+        arm_all(config.failpoints)
+    except FailpointError as error:
+        log.error(f"--failpoints: {error}")
+        return FAILED
+    if config.failpoints:
+        log.warning("failpoints are armed: this member will fail on purpose", failpoints=config.failpoints)
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             return runner.run(_serve(config))
@@ -67,7 +79,7 @@ def _loop_factory() -> "type[asyncio.AbstractEventLoop] | None":
 async def _serve(config: ServerConfig) -> int:
     import structlog
 
-    from kvstore.lag import watch_loop
+    from kvstore.lag import LoopLag, wants_lag
     from kvstore.mvcc.store import StoreError
     from kvstore.rpc import ServerOptions, make_peer_channel, make_peer_server, make_server
     from kvstore.rpc.address import can_listen, host_port
@@ -78,7 +90,7 @@ async def _serve(config: ServerConfig) -> int:
 
     log = structlog.get_logger("kvstore")
     stopping = _on_signals()
-    lag = watch_loop()
+    lag = LoopLag() if wants_lag() or config.admin_socket is not None else None
     # Before the data directory is made: a wrong address is no reason to leave one behind.
     for url in (*config.listen_peer_urls, *config.listen_client_urls):
         await can_listen(host_port(url))
@@ -98,12 +110,13 @@ async def _serve(config: ServerConfig) -> int:
         server_factory=make_peer_server,
         channel_factory=make_peer_channel,
     )
-    server = KvServer(config, member, transport)
+    server = KvServer(config, member, transport, tracer=_raft_tracer(config))
     rpc = make_server(ServerOptions(max_request_bytes=config.max_request_bytes))
     services = register(rpc, server)
     failed = asyncio.create_task(server.wait_failed())
     stop = asyncio.create_task(stopping.wait())
     services.start()
+    admin = await _open_admin(config, server, lag)
     starting = asyncio.create_task(_start(config, server, rpc))
     await asyncio.wait([failed, stop, starting], return_when=asyncio.FIRST_COMPLETED)
     if not failed.done() and not stop.done():
@@ -124,6 +137,8 @@ async def _serve(config: ServerConfig) -> int:
         die(error)
     member.store.close()
     member.release()
+    if admin is not None:
+        await admin.close()
     if lag is not None:
         lag.close()
     log.info("stopped")
@@ -144,6 +159,25 @@ async def _start(config: ServerConfig, server: "KvServer", rpc: "RpcServer") -> 
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
     log.info("ready to serve client requests", client_urls=urls)
+
+
+async def _open_admin(config: ServerConfig, server: "KvServer", lag: "LoopLag | None") -> "AdminSocket | None":
+    if config.admin_socket is None or lag is None:
+        return None
+    from kvstore.admin import AdminSocket
+
+    admin = AdminSocket(config.admin_socket, server, lag)
+    await admin.start()
+    return admin
+
+
+def _raft_tracer(config: ServerConfig) -> "Tracer | None":
+    """What `kvctl debug trace` prints. Each line reaches the kernel at once, so that a crash does not take it along."""
+    if config.raft_trace is None:
+        return None
+    from raft.trace import JsonlTracer
+
+    return JsonlTracer(config.raft_trace.open("a", buffering=1).write, time.monotonic_ns)
 
 
 def _on_signals() -> asyncio.Event:

@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 MEMBER_NAME_MAX: Final = 256
 REQUEST_BYTES_MAX: Final = 1536 * 1024
 GRPC_OVERHEAD_BYTES: Final = 512 * 1024  # the front takes this much more than one request may have
+SNAPSHOT_PACE_MIN: Final = 64 * 1024  # bytes a second: below it a snapshot would never arrive
 HEARTBEATS_PER_ELECTION: Final = 5  # etcd's rule: an election timeout is at least this many heartbeats
 ELECTION_TIMEOUT_MS_MAX: Final = 50_000
 
@@ -41,7 +42,8 @@ class Setting:
     ignored: bool = False  # any value is taken and has no effect here
 
 
-MEMBER, CLUSTERING, LIMITS, LOGGING, OTHER = "Member", "Clustering", "Limits", "Logging", "Taken for etcd's sake"
+MEMBER, CLUSTERING, LIMITS, LOGGING = "Member", "Clustering", "Limits", "Logging"
+DEBUGGING, OTHER = "Debugging", "Taken for etcd's sake"
 LOCAL_CLIENT: Final = "http://localhost:2379"
 LOCAL_PEER: Final = "http://localhost:2380"
 
@@ -62,17 +64,35 @@ _SERVED: Final = [
     ),
     Setting("pre-vote", "bool", "true", "Ask whether an election can be won before starting it.", MEMBER),
     Setting("snapshot-count", "int", "10000", "Log entries between two flushes of the state.", MEMBER),
+    Setting("snapshot-catchup-entries", "int", "5000", "Log entries kept for slow members, at most.", MEMBER),
+    Setting("snapshot-catchup-bytes", "int", str(64 << 20), "Bytes of log kept for slow members, at most.", MEMBER),
+    Setting("snapshot-bytes-per-second", "int", "0", "Pace of a snapshot that is sent; 0: no limit.", MEMBER),
+    Setting("log-segment-bytes", "int", str(64 << 20), "Bytes of log that are removed at once.", MEMBER),
     Setting("sync", "choice:inline|thread", "inline", "Where the log's fsync runs (see kvstore/DESIGN.md).", MEMBER),
     Setting("advertise-client-urls", "urls", LOCAL_CLIENT, "Where clients reach this member.", CLUSTERING),
     Setting("initial-advertise-peer-urls", "urls", LOCAL_PEER, "Where members reach this one.", CLUSTERING),
     Setting("initial-cluster", "cluster", "", "All first members: name=url,name=url. Default: this one.", CLUSTERING),
     Setting("initial-cluster-state", "choice:new|existing", "new", "Whether the cluster is a new one.", CLUSTERING),
     Setting("initial-cluster-token", "text", "etcd-cluster", "Tells clusters with equal URLs apart.", CLUSTERING),
+    Setting(
+        "strict-reconfig-check", "bool", "true", "Refuse member changes that would endanger the quorum.", CLUSTERING
+    ),
+    Setting("experimental-max-learners", "int", "1", "Learners that the cluster may have at once.", CLUSTERING),
     Setting("max-txn-ops", "int", "128", "Operations in one transaction.", LIMITS),
     Setting("max-request-bytes", "int", str(REQUEST_BYTES_MAX), "Bytes in one request.", LIMITS),
+    Setting(
+        "experimental-enable-lease-checkpoint",
+        "bool",
+        "false",
+        "Log now and then what is left of long leases, for the next leader.",
+        LIMITS,
+    ),
     Setting("watch-progress-notify-interval", "seconds", "10m", "Between progress notices of an idle watch.", LIMITS),
     Setting("log-level", "choice:debug|info|warn|error|panic|fatal", "info", "The least to log.", LOGGING),
     Setting("log-format", "choice:auto|json|console", "auto", "auto: console on a terminal, else JSON.", LOGGING),
+    Setting("admin-socket", "path", "", "Unix socket for failpoints and a look inside. Default: none.", DEBUGGING),
+    Setting("failpoints", "text", "", "name=action;...: fail there (docs/failpoints.md).", DEBUGGING),
+    Setting("raft-trace", "path", "", "Write each change of the raft state to this file (JSON).", DEBUGGING),
 ]
 
 
@@ -133,11 +153,9 @@ _COMPATIBLE: Final = [
     _taken("enable-log-rotation", "bool", "false"),
     _taken("experimental-initial-corrupt-check", "bool", "false"),
     _taken("experimental-corrupt-check-time", "text", "0s", "0"),
-    _taken("experimental-enable-lease-checkpoint", "bool", "false"),
+    _ignored("experimental-enable-lease-checkpoint-persist", "bool"),  # ours are always persisted
     _taken("experimental-enable-distributed-tracing", "bool", "false"),
-    _taken("experimental-max-learners", "int", "1"),
     _ignored("enable-v2", "bool"),  # test suites pass it to any etcd; the v2 API is simply not there
-    _ignored("strict-reconfig-check", "bool"),
     _ignored("socket-reuse-address", "bool"),
     _ignored("debug", "bool"),
     *[
@@ -183,18 +201,28 @@ class ServerConfig:
     initial_cluster: tuple[tuple[str, tuple[str, ...]], ...] = (("default", (LOCAL_PEER,)),)
     initial_cluster_given: bool = False  # told by the user: then a data directory has to agree with it
     initial_cluster_state: str = "new"
+    strict_reconfig_check: bool = True
+    max_learners: int = 1
     initial_cluster_token: str = "etcd-cluster"
     heartbeat_interval: int = 100  # milliseconds; also the length of a tick
     election_timeout: int = 1000  # milliseconds
     initial_election_tick_advance: bool = True
     pre_vote: bool = True
     snapshot_count: int = 10_000  # log entries
+    snapshot_catchup_entries: int = 5000  # what is kept of the compacted log fits both
+    snapshot_catchup_bytes: int = 64 << 20
+    snapshot_bytes_per_second: int = 0  # 0: no limit
+    log_segment_bytes: int = 64 << 20  # one file; the log is as much longer than what has to be kept
     sync: str = "inline"
     max_txn_ops: int = 128
     max_request_bytes: int = REQUEST_BYTES_MAX
     watch_progress_notify_interval: float = 600.0  # seconds
+    lease_checkpoint: bool = False
     log_level: str = "info"
     log_format: str = "auto"
+    admin_socket: Path | None = None
+    failpoints: str = ""  # checked when the process arms them
+    raft_trace: Path | None = None
     notes: tuple[str, ...] = ()  # settings without effect, to be logged once
 
     @property
@@ -336,6 +364,10 @@ class _Values:
             raise self.error(flag, f"{value} is not in {low}..{high}")
         return value
 
+    def path(self, flag: str) -> Path | None:
+        text = self.text(flag)
+        return Path(text) if text else None
+
     def boolean(self, flag: str) -> bool:
         value = _lower_bool(self.text(flag))
         if value not in ("true", "false"):
@@ -379,6 +411,15 @@ def url_problem(url: str) -> str:
     return ""
 
 
+def _pace(values: _Values) -> int:
+    pace = values.integer("snapshot-bytes-per-second", 0)
+    if 0 < pace < SNAPSHOT_PACE_MIN:
+        raise values.error(
+            "snapshot-bytes-per-second", f"{pace} is neither 0 (no limit) nor {SNAPSHOT_PACE_MIN} or more"
+        )
+    return pace
+
+
 def _build(values: _Values, notes: tuple[str, ...]) -> ServerConfig:
     name = values.text("name")
     if not name or len(name) > MEMBER_NAME_MAX or "=" in name or "," in name:
@@ -404,18 +445,28 @@ def _build(values: _Values, notes: tuple[str, ...]) -> ServerConfig:
         initial_cluster=_initial_cluster(values, name, peer_urls),
         initial_cluster_given=values.given("initial-cluster") or values.given("initial-cluster-token"),
         initial_cluster_state=values.text("initial-cluster-state"),
+        strict_reconfig_check=values.boolean("strict-reconfig-check"),
+        max_learners=values.integer("experimental-max-learners", 1, 100),
         initial_cluster_token=values.text("initial-cluster-token"),
         heartbeat_interval=heartbeat,
         election_timeout=election,
         initial_election_tick_advance=values.boolean("initial-election-tick-advance"),
         pre_vote=values.boolean("pre-vote"),
         snapshot_count=values.integer("snapshot-count", 1),
+        snapshot_catchup_entries=values.integer("snapshot-catchup-entries", 0),
+        snapshot_catchup_bytes=values.integer("snapshot-catchup-bytes", 0),
+        snapshot_bytes_per_second=_pace(values),
+        log_segment_bytes=values.integer("log-segment-bytes", 4096, 1 << 30),
         sync=values.text("sync"),
         max_txn_ops=values.integer("max-txn-ops", 1, 100_000),
         max_request_bytes=values.integer("max-request-bytes", 1, 64 * 1024 * 1024),
+        lease_checkpoint=values.boolean("experimental-enable-lease-checkpoint"),
         watch_progress_notify_interval=max(values.seconds("watch-progress-notify-interval"), 0.1),
         log_level=values.text("log-level"),
         log_format=values.text("log-format"),
+        admin_socket=values.path("admin-socket"),
+        failpoints=values.text("failpoints"),
+        raft_trace=values.path("raft-trace"),
         notes=notes,
     )
 

@@ -77,6 +77,16 @@ TOO_MANY_REQUESTS: Final = _error(Code.RESOURCE_EXHAUSTED, "too many requests")
 LEASE_NOT_FOUND: Final = _error(Code.NOT_FOUND, "requested lease not found")
 MEMBER_NOT_FOUND: Final = _error(Code.NOT_FOUND, "member not found")
 
+MEMBER_ID_EXISTS: Final = _error(Code.FAILED_PRECONDITION, "member ID already exist")
+PEER_URL_EXISTS: Final = _error(Code.FAILED_PRECONDITION, "Peer URLs already exists")
+NOT_ENOUGH_STARTED: Final = _error(
+    Code.FAILED_PRECONDITION, "re-configuration failed due to not enough started members"
+)
+NOT_A_LEARNER: Final = _error(Code.FAILED_PRECONDITION, "can only promote a learner member")
+LEARNER_NOT_READY: Final = _error(
+    Code.FAILED_PRECONDITION, "can only promote a learner member which is in sync with leader"
+)
+TOO_MANY_LEARNERS: Final = _error(Code.FAILED_PRECONDITION, "too many learner members in cluster")
 LEASE_EXISTS: Final = _error(Code.FAILED_PRECONDITION, "lease already exists")
 NOT_LEADER: Final = _error(Code.FAILED_PRECONDITION, "not leader")
 BAD_LEADER_TRANSFEREE: Final = _error(Code.FAILED_PRECONDITION, "bad leader transferee")

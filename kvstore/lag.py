@@ -1,7 +1,8 @@
 """How long the event loop was held up, for tests and for whoever hunts a stall.
 
-With DEBUG_LOOP_LAG set, a task asks to be woken every few milliseconds and notes by how much it was late. SIGUSR1
-writes the worst since the last time into the log and begins anew.
+With DEBUG_LOOP_LAG set, or with an admin socket that may ask for it, a task asks to be woken every few
+milliseconds and notes by how much it was late. SIGUSR1 writes the worst since the last time into the log and begins
+anew.
 
 On a machine with fewer cores than busy processes most lateness is the kernel's: the thread could have run but got
 no core. Linux counts that wait per thread, and it is taken off in `stall_ms`; `late_ms` is the whole.
@@ -43,17 +44,19 @@ class LoopLag:
             self._late = max(self._late, late)
             self._stall = max(self._stall, late - (core_wait_seconds() - waited))
 
+    def take(self) -> dict[str, float]:
+        """The worst since it was taken last, in milliseconds."""
+        worst = {"stall_ms": round(self._stall * 1000, 1), "late_ms": round(self._late * 1000, 1)}
+        self._late = self._stall = 0.0
+        return worst
+
     def report(self) -> None:
         """Log the worst since the last report."""
-        structlog.get_logger("kvstore").info(
-            "loop lag", stall_ms=round(self._stall * 1000, 1), late_ms=round(self._late * 1000, 1)
-        )
-        self._late = self._stall = 0.0
+        structlog.get_logger("kvstore").info("loop lag", **self.take())
 
 
-def watch_loop() -> LoopLag | None:
-    """Keep what this returns: a task that nothing refers to may be collected."""
-    return LoopLag() if os.environ.get(VARIABLE) else None
+def wants_lag() -> bool:
+    return bool(os.environ.get(VARIABLE))
 
 
 def core_wait_seconds() -> float:

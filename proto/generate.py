@@ -27,6 +27,7 @@ PACKAGES = {
         "v3electionpb/v3election.proto",
         "kvstore/v1/command.proto",
         "kvstore/v1/history.proto",
+        "kvstore/v1/peer.proto",
     ],
 }
 IMPORT = re.compile(

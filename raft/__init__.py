@@ -52,6 +52,7 @@ from typing import TYPE_CHECKING
 
 from raft.config import Config
 from raft.errors import (
+    ChangeRefused,
     Compacted,
     ConfigError,
     Corrupt,
@@ -69,6 +70,7 @@ from raft.types import (
     INDEX_MAX,
     NO_NODE,
     Configuration,
+    ConfigurationChange,
     Entry,
     EntryKind,
     HardState,
@@ -76,6 +78,7 @@ from raft.types import (
     NodeId,
     ReadState,
     Role,
+    SnapshotMeta,
     Term,
 )
 
@@ -84,10 +87,21 @@ if TYPE_CHECKING:
     from raft.core.ports import LogReader, Rng, Tracer
     from raft.core.progress import ProgressState
     from raft.core.raw_node import ProgressStatus, RawNode, Status
-    from raft.node import Node, NodeConfig
+    from raft.node import Node
+    from raft.node_config import NodeConfig
     from raft.proposals import ProposalQueue, ProposalSource
     from raft.ready import Ready
     from raft.runtime import Runtime
+    from raft.small_state import SmallStateMachine
+    from raft.snapshot import (
+        MemorySnapshot,
+        MemoryWriter,
+        ReceivedSnapshot,
+        SnapshotFailed,
+        SnapshotFile,
+        SnapshotReader,
+        SnapshotWriter,
+    )
     from raft.storage.base import Loaded, LogStorage
     from raft.transport.base import Transport
 
@@ -104,20 +118,30 @@ _LAZY = {
     "Ready": "raft.ready",
     "StateMachine": "raft.apply",
     "Node": "raft.node",
-    "NodeConfig": "raft.node",
+    "NodeConfig": "raft.node_config",
     "ProposalQueue": "raft.proposals",
     "ProposalSource": "raft.proposals",
     "Runtime": "raft.runtime",
+    "SmallStateMachine": "raft.small_state",
+    "MemorySnapshot": "raft.snapshot",
+    "MemoryWriter": "raft.snapshot",
+    "ReceivedSnapshot": "raft.snapshot",
+    "SnapshotFailed": "raft.snapshot",
+    "SnapshotFile": "raft.snapshot",
+    "SnapshotReader": "raft.snapshot",
+    "SnapshotWriter": "raft.snapshot",
     "Loaded": "raft.storage.base",
     "LogStorage": "raft.storage.base",
     "Transport": "raft.transport.base",
 }
 
 __all__ = [
+    "ChangeRefused",
     "Compacted",
     "Config",
     "ConfigError",
     "Configuration",
+    "ConfigurationChange",
     "Corrupt",
     "Entry",
     "EntryKind",
@@ -126,6 +150,8 @@ __all__ = [
     "InUse",
     "Index",
     "Loaded",
+    "MemorySnapshot",
+    "MemoryWriter",
     "LogReader",
     "LogStorage",
     "NO_NODE",
@@ -142,10 +168,17 @@ __all__ = [
     "RaftError",
     "RawNode",
     "ReadState",
+    "ReceivedSnapshot",
     "Ready",
     "Rng",
     "Role",
     "Runtime",
+    "SmallStateMachine",
+    "SnapshotFailed",
+    "SnapshotFile",
+    "SnapshotMeta",
+    "SnapshotReader",
+    "SnapshotWriter",
     "StateMachine",
     "Status",
     "Stopped",

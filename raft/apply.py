@@ -8,7 +8,9 @@ what `RawNode.applied` has reported, and reads the rest from the log once the st
 import asyncio
 from abc import ABC, abstractmethod
 
-from raft.types import Entry, Index
+from raft.errors import ConfigError
+from raft.snapshot import ReceivedSnapshot, SnapshotReader, SnapshotWriter
+from raft.types import Entry, Index, SnapshotMeta
 
 
 class StateMachine(ABC):
@@ -26,12 +28,44 @@ class StateMachine(ABC):
         May yield to the loop. Any exception is final: the state is unknown and the node stops.
         """
 
+    # Snapshots. Needed once the log is compacted before every member has it, or members are added later. The
+    # ids, files and checksums of raft.snapshot; SmallStateMachine (raft.small_state) has all of it for a small state.
+
+    @property
+    def installed(self) -> SnapshotMeta | None:
+        """The snapshot that was installed last, as far as this is known after a restart.
+
+        A state that survives a restart must know it: a crash may come between `install_snapshot` and what the
+        node then does to the log, and the next start finishes it (raft.snapshot.repair_log).
+        """
+        return None
+
+    async def take_snapshot(self) -> SnapshotReader:
+        """The state at one applied index, which is at least what `applied_index` was at the call.
+
+        May come while an `apply` waits for something, and must not hold it up for long. An error is logged, and
+        the snapshot is asked for again later.
+        """
+        raise ConfigError(f"{type(self).__name__} has no snapshots, but a member lacks what the log has compacted")
+
+    def incoming(self) -> SnapshotWriter:
+        """Where an arriving snapshot goes. Called for each transfer, on the loop; one is used at a time."""
+        raise ConfigError(f"{type(self).__name__} takes no snapshots, but what this member lacks is compacted")
+
+    async def install_snapshot(self, snapshot: ReceivedSnapshot) -> None:
+        """Replace the whole state by the snapshot: durably, and wholly or not at all.
+
+        Afterwards applied_index == snapshot.meta.index. No apply is under way. Any exception is final.
+        """
+        raise ConfigError(f"{type(self).__name__} takes no snapshots, but what this member lacks is compacted")
+
 
 class CommittedQueue:
     """One side puts, one task takes all that is there."""
 
     def __init__(self) -> None:
         self.bytes_ahead = 0  # put and not yet reported as done
+        self._entries_ahead = 0
         self._entries: list[Entry] = []
         self._waiter: asyncio.Future[None] | None = None
         self._closed = False
@@ -39,6 +73,7 @@ class CommittedQueue:
     def put(self, entries: list[Entry]) -> None:
         self._entries += entries
         self.bytes_ahead += _size(entries)
+        self._entries_ahead += len(entries)
         self._wake()
 
     async def take(self) -> list[Entry]:
@@ -54,6 +89,12 @@ class CommittedQueue:
     def done(self, entries: list[Entry]) -> None:
         """These are applied."""
         self.bytes_ahead -= _size(entries)
+        self._entries_ahead -= len(entries)
+
+    @property
+    def idle(self) -> bool:
+        """Everything that was put is applied."""
+        return self._entries_ahead == 0
 
     def close(self) -> None:
         """Let take() return []."""

@@ -146,6 +146,7 @@ def _encode_heartbeat(out: pb.Message, message: Heartbeat) -> None:
     body.commit = message.commit
     body.read_round = message.read_round
     body.replicated_index = message.replicated_index
+    body.quiet = message.quiet
 
 
 def _encode_heartbeat_response(out: pb.Message, message: HeartbeatResponse) -> None:
@@ -259,7 +260,7 @@ def _decode_append_entries_response(to: NodeId, sender: NodeId, term: Term, body
 
 def _decode_heartbeat(to: NodeId, sender: NodeId, term: Term, body: pb.Heartbeat) -> Message:
     _check(body.commit, body.read_round, body.replicated_index)
-    return Heartbeat(to, sender, term, body.commit, body.read_round, body.replicated_index)
+    return Heartbeat(to, sender, term, body.commit, body.read_round, body.replicated_index, body.quiet)
 
 
 def _decode_heartbeat_response(to: NodeId, sender: NodeId, term: Term, body: pb.HeartbeatResponse) -> Message:

@@ -5,6 +5,7 @@
     +-- ProposalDropped      nothing was appended; no leader, or a bound is reached
     |   +-- NotLeader        this node does not lead
     |   +-- TooManyProposals uncommitted_bytes_max is reached: wait and try again
+    |   +-- ChangeRefused    a change of members is under way, comes too early, or makes no sense
     +-- Compacted            the entries asked for are no longer in the log
     +-- Stopped              the node was stopped while the caller waited
     +-- StorageError         the disk, or what is on it, cannot be trusted: the process must stop
@@ -35,6 +36,10 @@ class NotLeader(ProposalDropped):
 
 
 class TooManyProposals(ProposalDropped):
+    pass
+
+
+class ChangeRefused(ProposalDropped):
     pass
 
 

@@ -6,7 +6,7 @@
 
 from typing import TypeAlias, final
 
-from raft.types import Entry, Index, NodeId, Term
+from raft.types import Configuration, Entry, Index, NodeId, Term
 
 
 @final
@@ -108,15 +108,23 @@ class AppendEntriesResponse:
 class Heartbeat:
     """An AppendEntries that probes nothing: keeps the leader, moves commit, confirms reads."""
 
-    __slots__ = ("commit", "read_round", "replicated_index", "sender", "term", "to")
+    __slots__ = ("commit", "quiet", "read_round", "replicated_index", "sender", "term", "to")
 
     def __init__(
-        self, to: NodeId, sender: NodeId, term: Term, commit: Index, read_round: int = 0, replicated_index: Index = 0
+        self,
+        to: NodeId,
+        sender: NodeId,
+        term: Term,
+        commit: Index,
+        read_round: int = 0,
+        replicated_index: Index = 0,
+        quiet: bool = False,
     ) -> None:
         self.to, self.sender, self.term = to, sender, term
         self.commit = commit  # at most the receiver's match_index: a heartbeat proves nothing about its log
         self.read_round = read_round
         self.replicated_index = replicated_index
+        self.quiet = quiet  # only commit moved: an answer would say nothing
 
 
 @final
@@ -170,6 +178,30 @@ class Forward:
         self.data = data
 
 
+@final
+class InstallSnapshot:
+    """A snapshot of the leader has arrived here (thesis 5.3). It never travels: the snapshot comes on a channel of
+    its own, and the receiving driver steps this once all of it is here and verified."""
+
+    __slots__ = ("configuration", "context", "index", "sender", "snapshot_term", "term", "to")
+
+    def __init__(
+        self,
+        to: NodeId,
+        sender: NodeId,
+        term: Term,
+        index: Index,
+        snapshot_term: Term,
+        configuration: Configuration,
+        context: bytes = b"",
+    ) -> None:
+        self.to, self.sender, self.term = to, sender, term
+        self.index = index  # the last entry that it stands for
+        self.snapshot_term = snapshot_term  # that entry's term
+        self.configuration = configuration  # in force at `index`
+        self.context = context
+
+
 Message: TypeAlias = (
     RequestVote
     | RequestVoteResponse
@@ -181,4 +213,5 @@ Message: TypeAlias = (
     | ReadIndexResponse
     | TimeoutNow
     | Forward
+    | InstallSnapshot
 )

@@ -2,7 +2,8 @@
 
 One turn of the loop:
 
-    feed    messages that came in -> ticks that are due -> one batch of proposals -> one read round
+    feed    messages that came in -> ticks that are due -> changes of members -> one batch of proposals ->
+            one read round
     handle  send Ready.messages -> answer confirmed reads -> save (one write, one fsync) ->
             RawNode.saved -> send messages_after_save -> committed entries to the apply task
 
@@ -20,6 +21,10 @@ followers, as it should. The same holds for a loop that stalls. Afterwards:
   it reads anything, so that CheckQuorum finds nobody and it steps down: its followers may have elected
   another, and acknowledgements as old as the stall must not pass for a quorum of today.
 
+Snapshots. Those that members need are sent by tasks beside this loop (raft/sending.py), and one that arrives
+is taken in beside it (raft/receiving.py). Only its installation is a step of the loop: once nothing waits to be
+applied, the core is told; then the state machine installs it, and the log starts anew behind it.
+
 What ends a node: `stop()`, or an error of save or apply. After an error it sends, applies and answers
 nothing more, `wait_failed()` returns, and everybody who waits gets Stopped.
 """
@@ -27,24 +32,29 @@ nothing more, `wait_failed()` returns, and everybody who waits gets Stopped.
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 from math import ceil
-from typing import Final, Literal
+from typing import Final
 
 from raft.apply import CommittedQueue, StateMachine
+from raft.changes import Changes, Configurations
 from raft.codec import size_of
-from raft.config import Config
+from raft.compaction import Compactions
 from raft.core.ports import Tracer
 from raft.core.raw_node import RawNode, Status
-from raft.errors import ConfigError, ProposalDropped, Stopped, TooManyProposals
+from raft.errors import ProposalDropped, Stopped, TooManyProposals
+from raft.failpoints import fail_async
 from raft.messages import Forward, Message
+from raft.node_config import NodeConfig
 from raft.proposals import ProposalQueue, ProposalSource
 from raft.ready import Ready
+from raft.receiving import Receiving
 from raft.runtime import Runtime
+from raft.sending import Sending
+from raft.snapshot import repair_log
 from raft.storage.base import Loaded, LogStorage
 from raft.transport.base import Transport
-from raft.types import NO_NODE, Configuration, HardState, Index, NodeId, Role, Term
-from raft.waiters import AppliedWaiters, ReadWaiters
+from raft.types import NO_NODE, ConfigurationChange, HardState, Index, NodeId, Role, Term
+from raft.waiters import AppliedWaiters, LeaderWatch, ReadWaiters
 
 __all__ = ["Node", "NodeConfig", "ProposalQueue", "ProposalSource", "StateMachine", "Status"]
 
@@ -52,27 +62,6 @@ logger = logging.getLogger("raft.node")
 
 READ_RETRY_HEARTBEATS: Final = 5  # a read round unanswered for so long is asked again ...
 READ_RETRY_SECONDS: Final = 0.1  # ... but not more often than this
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NodeConfig:
-    """Settings of the driver, around those of the core."""
-
-    core: Config
-    tick_seconds: float = 0.1
-    initial_election_tick_advance: bool = True  # a starting node waits for one heartbeat, not for a whole timeout
-    sync: Literal["inline", "thread"] = "inline"  # inline is faster below 0.5 ms an fsync, thread keeps the loop free
-    proposal_bytes_max: int = 512 * 1024  # taken in one turn: the size of one entry, or of several
-    inbox_bytes_max: int = 64 * 1024 * 1024  # received and not yet stepped; the rest is dropped, raft resends
-
-    def __post_init__(self) -> None:
-        if self.tick_seconds <= 0:
-            raise ConfigError("tick_seconds must be positive")
-        if self.sync not in {"inline", "thread"}:
-            raise ConfigError(f"sync is inline or thread, not {self.sync}")
-        for name in ("proposal_bytes_max", "inbox_bytes_max"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be positive")
 
 
 class Node:
@@ -92,6 +81,10 @@ class Node:
     ) -> None:
         """`loaded`: what storage.load() returned, when the caller has called it already (to bootstrap)."""
         self.on_change: list[Callable[[Status], None]] = []  # called when role, term or leader have changed
+        self._changes = Changes(config.core.node_id)
+        # Called at start, and whenever what the log says has changed: oldest first, the last is in force.
+        self.on_configuration: list[Callable[[Configurations], None]] = self._changes.on_configuration
+        self.on_removed: list[Callable[[], None]] = self._changes.on_removed  # called once we are no member any more
         self._config = config
         self._storage = storage
         self._state_machine = state_machine
@@ -102,7 +95,6 @@ class Node:
         self._loaded = loaded
 
         self._raw: RawNode | None = None
-        self._configuration = Configuration(())
         self._committed = CommittedQueue()
         self._applied: Index = 0
         self._unsaved: HardState | None = None  # a moved commit index: goes with the next fsync
@@ -112,7 +104,10 @@ class Node:
         self._applied_waiters = AppliedWaiters()
         self._transfers: list[NodeId] = []
         self._forwards: list[Message] = []
-        self._compactions: list[tuple[Index, asyncio.Future[None]]] = []
+        self._compactions = Compactions(config, storage)
+        self._sending = Sending(config, state_machine, transport, self._runtime, self.wake)
+        self._receiving = Receiving(config.core.node_id, state_machine, self._runtime, self._receive, self.wake)
+        self._unreachable: set[NodeId] = set()
 
         self._tick_ns = int(config.tick_seconds * 1_000_000_000)
         self._read_retry_ticks = max(
@@ -140,13 +135,19 @@ class Node:
         loaded = self._loaded
         if loaded is None:
             loaded = await self._runtime.run(self._storage.load)
-        self._configuration = loaded.configuration
+        installed = self._state_machine.installed
+        if installed is not None:
+            loaded = await self._runtime.run(repair_log, self._storage, loaded, installed)
         self._applied = self._state_machine.applied_index
         if self._ended is None:
             self._ended = loop.create_future()
         self._raw = RawNode(config.core, self._storage, loaded, self._applied, self._runtime.rng, self._tracer)
+        self._receiving.start(self._raw)
+        self._changes.tell(self._raw, self._applied)
+        self._transport.on_unreachable = self._on_unreachable
+        self._transport.snapshot_bytes_per_second = config.snapshot_bytes_per_second
         try:
-            await self._transport.start(self._receive)
+            await self._transport.start(self._receive, self._receiving)
         except BaseException:
             self._stopping = True
             self._storage.close()
@@ -189,10 +190,9 @@ class Node:
         stopped = Stopped("the node was stopped" if error is None else f"the node died: {error}")
         self._reads.fail(stopped)
         self._applied_waiters.fail(stopped)
-        compactions, self._compactions = self._compactions, []
-        for _, future in compactions:
-            if not future.done():
-                future.set_exception(stopped)
+        self._changes.fail(stopped)
+        self._compactions.fail(stopped)
+        self._receiving.stop(str(stopped))
         self._committed.close()
         self.wake()
 
@@ -244,30 +244,39 @@ class Node:
         raw = self._running()
         if raw.role is not Role.LEADER:
             return False
-        changed = asyncio.Event()
-        listener = _Listener(self._config.core.node_id, changed)
-        self.on_change.append(listener)
+        watch = LeaderWatch(self._config.core.node_id)
+        self.on_change.append(watch)
         self._transfers.append(to)
         self.wake()
         try:
             async with asyncio.timeout(self._config.core.election_ticks * self._config.tick_seconds):
-                await changed.wait()
+                await watch.changed.wait()
         except TimeoutError:
             return False
         finally:
-            self.on_change.remove(listener)
+            self.on_change.remove(watch)
         return True
 
+    async def change_configuration(self, change: ConfigurationChange) -> None:
+        """Change the members (thesis 4). Returns once the new configuration alone decides, committed and applied.
+
+        Waits for as long as no quorum answers: the caller brings the timeout, and the change may still happen after
+        it. Raises NotLeader (also when a new leader has overwritten it), ChangeRefused, Stopped.
+        """
+        self._running()
+        self.wake()
+        await self._changes.wait(change)
+
     async def compact(self, index: Index) -> None:
-        """Forget the log up to `index`, as far as it is applied here and on the disk of every member.
+        """Forget the log up to `index`, as far as the state machine has it: from here on its state must survive a
+        crash. Kept are NodeConfig.catch_up_bytes, unless every member has them, and what follows a snapshot that is
+        being sent.
 
         Between two turns, in a thread. Raises Stopped; an error of the storage ends the node.
         """
         self._running()
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._compactions.append((index, done))
         self.wake()
-        await done
+        await self._compactions.wait(index)
 
     def status(self) -> Status:
         """A snapshot of the core's state. Raises Stopped before start()."""
@@ -282,18 +291,24 @@ class Node:
         try:
             while not self._stopping:
                 self._feed(raw)
-                if raw.has_ready():
-                    await self._handle(raw, raw.ready())
+                installing = self._feed_snapshot(raw)
+                ready = raw.ready() if raw.has_ready() else None
+                if ready is not None:
+                    await self._handle(raw, ready)
+                if installing and not self._stopping:
+                    await self._receiving.settle(ready is not None and ready.snapshot is not None)
+                self._sending.turn(raw, [] if ready is None else ready.snapshots_to_send)
                 if self._forwards:  # after the save: they name a term
                     self._transport.send(self._forwards)
                     self._forwards = []
                 if self._compactions:
-                    await self._compact(raw)
+                    await self._compactions.run(raw, self._runtime, self._applied, self._sending.pinned)
                 self._tell(raw)
                 await self._next_turn(raw)
         except Exception as error:
             logger.critical("node %x dies: %r", self._config.core.node_id, error)
             self._end(error)
+        await self._sending.stop()
         await self._transport.stop()
 
     async def _next_turn(self, raw: RawNode) -> None:
@@ -323,10 +338,14 @@ class Node:
             raw.applied(self._applied)
         if due > 0:
             self._ticked_ns += due * self._tick_ns
-            self._tick(raw)
+            self._tick(raw, due)
+        if raw.leader_id in self._unreachable:
+            raw.leader_unreachable()
+        self._unreachable.clear()
         for to in self._transfers:
             raw.transfer_leadership(to)
         self._transfers.clear()
+        self._changes.propose(raw)
         self._take_proposals(raw)
         if self._reads.wants_round(self._ticks, self._read_retry_ticks):
             context = raw.read_index()
@@ -338,12 +357,20 @@ class Node:
         for _ in range(2 * self._config.core.election_ticks):
             if raw.role is not Role.LEADER:
                 return
-            raw.tick()
+            raw.tick(0)
 
-    def _tick(self, raw: RawNode) -> None:
+    def _feed_snapshot(self, raw: RawNode) -> bool:
+        """Tell the core of a snapshot that has arrived, unless something waits to be applied before it."""
+        whole = self._receiving.whole
+        if whole is None or not self._committed.idle:
+            return False
+        raw.step(whole.message)
+        return True
+
+    def _tick(self, raw: RawNode, passed: int) -> None:
         """One tick, also for a stall of many."""
         self._ticks += 1
-        raw.tick()
+        raw.tick(passed)
         if self._fast_forward:
             self._advance_election(raw)
 
@@ -354,7 +381,7 @@ class Node:
         A single voter has nobody to wait for.
         """
         core = self._config.core
-        others = [voter for voter in self._configuration.voters if voter != core.node_id]
+        others = [voter for voter in raw.configuration.voters if voter != core.node_id]
         reached = self._transport.connected()
         ticks = core.election_ticks - 1 - core.heartbeat_ticks if others else 2 * core.election_ticks
         if raw.leader_id != NO_NODE or raw.role is not Role.FOLLOWER:
@@ -362,7 +389,7 @@ class Node:
         elif sum([other in reached for other in others]) >= (len(others) + 1) // 2:
             self._fast_forward = False
             while ticks > 0 and raw.role is Role.FOLLOWER:
-                raw.tick()
+                raw.tick(0)
                 ticks -= 1
 
     def _take_proposals(self, raw: RawNode) -> None:
@@ -381,24 +408,37 @@ class Node:
             try:
                 raw.propose(data)
             except ProposalDropped as error:
+                # Not at once again: whatever changes the answer (a message, a tick) brings a turn of its own.
                 self._proposals.returned(data, error)
+                return
         else:
             self._forwards.append(Forward(leader_id, self._config.core.node_id, raw.term, data))
         self.wake()  # there may be more, and it gets a turn of its own
 
     async def _handle(self, raw: RawNode, ready: Ready) -> None:
         if ready.messages:
+            if raw.role is Role.LEADER:
+                await fail_async("raftBeforeLeaderSend")
             self._transport.send(ready.messages)
         if ready.reads:
+            await fail_async("raftBeforeReads")
             self._reads.resolve(ready.reads)
+        if ready.snapshot is not None:
+            await self._receiving.install(ready.snapshot, self._storage)
+            self._unsaved = None
+            self._applied = ready.snapshot.index
+            self._applied_waiters.resolve(self._applied)
         if ready.must_sync:
+            await fail_async("raftBeforeSave")
             await self._save(ready)
+            await fail_async("raftAfterSave")
         elif ready.hard_state is not None:
             self._unsaved = ready.hard_state
         if self._stopping:
             return
         raw.saved(ready)
         if ready.messages_after_save:
+            await fail_async("raftBeforeFollowerSend")
             self._transport.send(ready.messages_after_save)
         if ready.committed:
             self._committed.put(ready.committed)
@@ -414,16 +454,6 @@ class Node:
             await asyncio.sleep(0)
         self._storage.save(hard_state, ready.entries, True)
 
-    async def _compact(self, raw: RawNode) -> None:
-        compactions = list(self._compactions)
-        index = max([index for index, _ in compactions])
-        index = min(index, raw.status().replicated_index, self._applied)
-        await self._runtime.run(self._storage.compact, index, self._configuration)
-        del self._compactions[: len(compactions)]
-        for _, future in compactions:
-            if not future.done():
-                future.set_result(None)
-
     def _tell(self, raw: RawNode) -> None:
         seen = (raw.role, raw.term, raw.leader_id)
         if seen != self._seen:
@@ -431,12 +461,15 @@ class Node:
             status = raw.status()
             for listener in list(self.on_change):
                 listener(status)
+        self._changes.tell(raw, self._applied)
 
     async def _apply(self) -> None:
         """The apply task: the state machine at its own pace."""
         try:
             while entries := await self._committed.take():
+                await fail_async("raftBeforeApply")
                 await self._state_machine.apply(entries)
+                await fail_async("raftAfterApply")
                 self._committed.done(entries)
                 self._applied = self._state_machine.applied_index
                 last = entries[-1].index
@@ -457,18 +490,10 @@ class Node:
         self._inbox_bytes += size
         self.wake()
 
+    def _on_unreachable(self, node_id: NodeId) -> None:
+        self._unreachable.add(node_id)
+        self.wake()
+
     def _on_timer(self) -> None:
         self.wake()
         self._timer = asyncio.get_running_loop().call_later(self._config.tick_seconds, self._on_timer)
-
-
-class _Listener:
-    """Sets an event once another node leads."""
-
-    def __init__(self, node_id: NodeId, changed: asyncio.Event) -> None:
-        self._node_id = node_id
-        self._changed = changed
-
-    def __call__(self, status: Status) -> None:
-        if status.leader_id not in {NO_NODE, self._node_id}:
-            self._changed.set()

@@ -37,6 +37,7 @@ class Runtime:
         self.rng = rng if rng is not None else SeededRng()
         self._executor = executor
         self._own_executor: ThreadPoolExecutor | None = None
+        self._aside: ThreadPoolExecutor | None = None
 
     async def run(self, function: Callable[..., Result], *args: object) -> Result:
         """Run `function` in a thread. Calls of one Runtime never overlap, unless it was given a wider executor."""
@@ -47,8 +48,20 @@ class Runtime:
             executor = self._own_executor
         return await asyncio.get_running_loop().run_in_executor(executor, function, *args)
 
+    async def run_aside(self, function: Callable[..., Result], *args: object) -> Result:
+        """The same in another thread, for what may take its time: the bytes of snapshots. It delays no `run`."""
+        executor = self._executor
+        if executor is None:
+            if self._aside is None:
+                self._aside = ThreadPoolExecutor(max_workers=1, thread_name_prefix="raft-snapshots")
+            executor = self._aside
+        return await asyncio.get_running_loop().run_in_executor(executor, function, *args)
+
     def close(self) -> None:
-        """End the thread that this Runtime started itself, once its last call is done."""
+        """End the threads that this Runtime started itself, once the last `run` is done."""
         if self._own_executor is not None:
             self._own_executor.shutdown(wait=True)
             self._own_executor = None
+        if self._aside is not None:
+            self._aside.shutdown(wait=False, cancel_futures=True)
+            self._aside = None

@@ -122,6 +122,56 @@ class Configuration:
 
 
 @final
+class ConfigurationChange:
+    """What an operator asks for (thesis 4.1). Any change of the voters goes through a joint configuration (4.3)."""
+
+    __slots__ = ("context", "learners", "removed", "voters")
+
+    def __init__(
+        self,
+        voters: tuple[NodeId, ...] = (),
+        learners: tuple[NodeId, ...] = (),
+        removed: tuple[NodeId, ...] = (),
+        context: bytes = b"",
+    ) -> None:
+        self.voters = voters  # become voters: new members, or learners that are promoted
+        self.learners = learners  # join as learners
+        self.removed = removed  # leave, voters and learners alike
+        self.context = context  # travels with the entry, never looked at: peer addresses, who asked
+
+    def __repr__(self) -> str:
+        return f"ConfigurationChange(voters={self.voters} learners={self.learners} removed={self.removed})"
+
+
+@final
+class SnapshotMeta:
+    """What of the log a snapshot of the state machine stands for: everything up to index@term (thesis 5.1)."""
+
+    __slots__ = ("configuration", "context", "index", "term")
+
+    def __init__(self, index: Index, term: Term, configuration: Configuration, context: bytes = b"") -> None:
+        self.index = index
+        self.term = term
+        self.configuration = configuration  # in force at `index`
+        self.context = context  # of the entry that made it
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, SnapshotMeta)
+            and self.index == other.index
+            and self.term == other.term
+            and self.configuration == other.configuration
+            and self.context == other.context
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.index, self.term))
+
+    def __repr__(self) -> str:
+        return f"SnapshotMeta({self.index}@{self.term} {self.configuration})"
+
+
+@final
 class ReadState:
     """A read round that a quorum has confirmed: reads of `context` may run once `index` is applied."""
 

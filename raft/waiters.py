@@ -6,8 +6,9 @@ timeout leaves nothing behind.
 
 import asyncio
 
+from raft.core.raw_node import Status
 from raft.errors import Stopped
-from raft.types import Index, ReadState
+from raft.types import NO_NODE, Index, NodeId, ReadState
 
 IndexFuture = asyncio.Future[Index]
 
@@ -99,3 +100,15 @@ class AppliedWaiters:
             for future in waiting:
                 if not future.done():
                     future.set_exception(error)
+
+
+class LeaderWatch:
+    """A listener of Node.on_change: `changed` is set once another node leads."""
+
+    def __init__(self, node_id: NodeId) -> None:
+        self.changed = asyncio.Event()
+        self._node_id = node_id
+
+    def __call__(self, status: Status) -> None:
+        if status.leader_id not in {NO_NODE, self._node_id}:
+            self.changed.set()

@@ -46,13 +46,13 @@ LAYERS = [
         "raft/",
         banned("raft.pb"),
         "the wire format of the peers is known in one place: use raft.codec",
-        only=("raft/codec.py",),
+        only=("raft/codec.py", "raft/transport/snapshot_codec.py"),
     ),
     Layer(
         "raft/",
         banned("grpc"),
         "gRPC is one transport among others",
-        only=("raft/transport/grpc.py",),
+        only=("raft/transport/grpc.py", "raft/transport/grpc_snapshots.py"),
     ),
     Layer(
         "raft/",
@@ -60,6 +60,7 @@ LAYERS = [
         "clock, chance and threads come through Runtime, so that a simulation can replace them",
         only=(
             "raft/runtime.py",
+            "raft/failpoints.py",  # a stall that is asked for is one of the real process
             "raft/storage/segmented.py",  # a lock: save() and compact() may run in the executor's threads
             "raft/testing/sim/rng.py",  # seeded streams of a simulation
         ),
@@ -68,10 +69,20 @@ LAYERS = [
         "kvstore/",
         banned("raft"),
         "only kvstore/server and what assembles the process know that there is a log",
-        only=("kvstore/server/", "kvstore/app.py"),
+        only=(
+            "kvstore/server/",
+            "kvstore/app.py",
+            "kvstore/debug/",  # prints logs
+            "kvstore/failpoints.py",  # the mechanism is raft's; it has nothing to do with a log
+        ),
     ),
     Layer("kvstore/", banned("raft.pb", "raft.codec"), "the wire format of the peers is raft's own"),
     Layer("kvstore/mvcc/", banned("grpc", "kvstore.state", "kvstore.server"), "mvcc is a store: it knows no network"),
+    Layer(
+        "kvstore/lease/",
+        banned("asyncio", "time", "random", "grpc", "kvstore.state", "kvstore.server"),
+        "the lessor is told the time, and says what is due",
+    ),
     Layer("kvstore/state/", banned("grpc", "kvstore.server", "asyncio"), "apply is a function of the entries"),
     Layer(
         "kvstore/",
@@ -293,6 +304,7 @@ BAD = [
     (layers, "kvstore/services/kv.py", "import raft"),
     (layers, "kvstore/services/kv.py", "import grpc"),
     (layers, "kvstore/state/applier.py", "import time"),
+    (layers, "kvstore/lease/lessor.py", "import time"),
     (layers, "kvstore/state/applier.py", "from kvstore.server.server import KvServer"),
     (layers, "kvstore/kvctl/main.py", "from kvstore.mvcc.store import MvccStore"),
     (layers, "kvstore/server/server.py", "import rocksdict"),

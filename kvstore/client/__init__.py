@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from kvstore.client import errors, txn
     from kvstore.client.client import Client
     from kvstore.client.errors import ClientError
+    from kvstore.client.lease import KeepAlive
     from kvstore.client.types import (
         Alarm,
         Change,
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
         HashKv,
         Header,
         KeyValue,
+        LeaseGrant,
+        LeaseKept,
+        LeaseList,
+        LeaseRevoked,
+        LeaseTtl,
         Member,
         MemberList,
         PutResult,
@@ -40,7 +46,13 @@ __all__ = [
     "GetResult",
     "HashKv",
     "Header",
+    "KeepAlive",
     "KeyValue",
+    "LeaseGrant",
+    "LeaseKept",
+    "LeaseList",
+    "LeaseRevoked",
+    "LeaseTtl",
     "Member",
     "MemberList",
     "PutResult",
@@ -52,7 +64,7 @@ __all__ = [
     "txn",
 ]
 
-_MODULES = {"Client": "client", "ClientError": "errors", "Watch": "watch"}
+_MODULES = {"Client": "client", "ClientError": "errors", "KeepAlive": "lease", "Watch": "watch"}
 
 
 def __getattr__(name: str) -> Any:

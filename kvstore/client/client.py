@@ -28,7 +28,8 @@ import tenacity
 from kvstore import rpc
 from kvstore.client import txn as ops
 from kvstore.client.endpoints import Endpoint, EndpointPool, to_client_error
-from kvstore.client.errors import DeadlineExceeded, NotConnected, Unavailable
+from kvstore.client.errors import DeadlineExceeded, NotConnected, NotFound, Unavailable
+from kvstore.client.lease import KeepAlive, LeaseHub, keep_alive_once
 from kvstore.client.options import DeleteOptions, GetOptions, PutOptions, WatchOptions
 from kvstore.client.types import (
     Alarm,
@@ -39,6 +40,12 @@ from kvstore.client.types import (
     GetResult,
     HashKv,
     Header,
+    LeaseGrant,
+    LeaseKept,
+    LeaseList,
+    LeaseRevoked,
+    LeaseTtl,
+    MemberAdded,
     MemberList,
     PutResult,
     Status,
@@ -46,6 +53,7 @@ from kvstore.client.types import (
     key_range,
 )
 from kvstore.client.watch import Watch, WatchHub, watch_request
+from kvstore.errors import LEASE_NOT_FOUND
 from kvstore.pb import history_pb2, rpc_pb2
 
 TIMEOUT_SECONDS: Final = 5.0
@@ -82,6 +90,7 @@ class Client:
         self._dial_timeout = dial_timeout
         self._pool = EndpointPool(endpoints, make_channel)
         self._watches = WatchHub(self._pool, dial_timeout)
+        self._leases = LeaseHub(self._pool, dial_timeout)
 
     async def __aenter__(self) -> Self:
         return self
@@ -93,6 +102,7 @@ class Client:
 
     async def close(self) -> None:
         await self._watches.close()
+        await self._leases.close()
         await self._pool.close()
 
     # ---- keys ----
@@ -195,11 +205,75 @@ class Client:
                 if yielded == before:
                     raise
 
+    # ---- leases ----
+
+    async def lease_grant(self, ttl: int, lease: int = 0, *, timeout: float | None = None) -> LeaseGrant:
+        """A lease of `ttl` seconds. lease: its id; 0: the server chooses one."""
+        request = rpc_pb2.LeaseGrantRequest(TTL=ttl, ID=lease)
+        return LeaseGrant.of(await self._mutate(lambda e: e.lease.LeaseGrant, request, timeout))
+
+    async def lease_revoke(self, lease: int, *, timeout: float | None = None) -> LeaseRevoked:
+        """End it, and delete all keys that are bound to it, in one revision. NotFound when there is none."""
+        request = rpc_pb2.LeaseRevokeRequest(ID=lease)
+        response = await self._mutate(lambda e: e.lease.LeaseRevoke, request, timeout)
+        return LeaseRevoked(Header.of(response.header))
+
+    async def lease_time_to_live(self, lease: int, *, keys: bool = False, timeout: float | None = None) -> LeaseTtl:
+        """What is left of it; keys: and what is bound to it. `ttl` is -1 when there is none."""
+        request = rpc_pb2.LeaseTimeToLiveRequest(ID=lease, keys=keys)
+        return LeaseTtl.of(await self._read(lambda e: e.lease.LeaseTimeToLive, request, timeout))
+
+    async def leases(self, *, timeout: float | None = None) -> LeaseList:
+        request = rpc_pb2.LeaseLeasesRequest()
+        return LeaseList.of(await self._read(lambda e: e.lease.LeaseLeases, request, timeout))
+
+    async def lease_keep_alive_once(self, lease: int, *, timeout: float | None = None) -> LeaseKept:
+        """Its full TTL from now on. NotFound when there is no such lease."""
+        request = rpc_pb2.LeaseKeepAliveRequest(ID=lease)
+        # Asked twice it does no harm, so it is retried as a read is.
+        kept = LeaseKept.of(await self._read(keep_alive_once, request, timeout))
+        if not kept.ttl:
+            raise NotFound(LEASE_NOT_FOUND.message)
+        return kept
+
+    def lease_keep_alive(self, lease: int, *, timeout: float | None = None) -> KeepAlive:
+        """`async with` it: keeps the lease alive in the background, through leader changes; see KeepAlive."""
+        return KeepAlive(self._leases, lease, timeout or self._timeout)
+
     # ---- the cluster ----
 
     async def member_list(self, *, linearizable: bool = True, timeout: float | None = None) -> MemberList:
         request = rpc_pb2.MemberListRequest(linearizable=linearizable)
         return MemberList.of(await self._read(lambda e: e.cluster.MemberList, request, timeout))
+
+    async def member_add(
+        self, peer_urls: Sequence[str], *, learner: bool = False, timeout: float | None = None
+    ) -> MemberAdded:
+        """Let a process that listens on `peer_urls` join; it then starts with --initial-cluster-state=existing."""
+        request = rpc_pb2.MemberAddRequest(peerURLs=peer_urls, isLearner=learner)
+        return MemberAdded.of(await self._mutate(lambda e: e.cluster.MemberAdd, request, timeout))
+
+    async def member_remove(self, member_id: int, *, timeout: float | None = None) -> MemberList:
+        """For ever: the process ends, and its id never comes back. Returns who is left."""
+        request = rpc_pb2.MemberRemoveRequest(ID=member_id)
+        return MemberList.of(await self._mutate(lambda e: e.cluster.MemberRemove, request, timeout))
+
+    async def member_update(
+        self, member_id: int, peer_urls: Sequence[str], *, timeout: float | None = None
+    ) -> MemberList:
+        """Tell the others where a member listens from now on."""
+        request = rpc_pb2.MemberUpdateRequest(ID=member_id, peerURLs=peer_urls)
+        return MemberList.of(await self._mutate(lambda e: e.cluster.MemberUpdate, request, timeout))
+
+    async def member_promote(self, member_id: int, *, timeout: float | None = None) -> MemberList:
+        """Make a voter of a learner that has caught up."""
+        request = rpc_pb2.MemberPromoteRequest(ID=member_id)
+        return MemberList.of(await self._mutate(lambda e: e.cluster.MemberPromote, request, timeout))
+
+    async def move_leader(self, member_id: int, *, timeout: float | None = None) -> None:
+        """Hand leadership to this voter. Only the leader does it: this client's endpoint must be the leader's."""
+        request = rpc_pb2.MoveLeaderRequest(targetID=member_id)
+        await self._mutate(lambda e: e.maintenance.MoveLeader, request, timeout)
 
     async def status(self, endpoint: str | None = None, *, timeout: float | None = None) -> Status:
         """Of this endpoint's member; of any one's without it."""

@@ -48,6 +48,10 @@ class Endpoint:
         return rpc_pb2_grpc.WatchStub(self.channel)
 
     @cached_property
+    def lease(self) -> "rpc_pb2_grpc.LeaseAsyncStub":
+        return rpc_pb2_grpc.LeaseStub(self.channel)
+
+    @cached_property
     def cluster(self) -> "rpc_pb2_grpc.ClusterAsyncStub":
         return rpc_pb2_grpc.ClusterStub(self.channel)
 

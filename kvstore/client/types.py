@@ -193,6 +193,56 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True)
+class LeaseGrant:
+    header: Header
+    id: int
+    ttl: int  # seconds; a TTL below the server's least is raised to it
+
+    @classmethod
+    def of(cls, message: rpc_pb2.LeaseGrantResponse) -> LeaseGrant:
+        return cls(Header.of(message.header), message.ID, message.TTL)
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseTtl:
+    header: Header
+    id: int
+    ttl: int  # seconds left; -1: there is no such lease
+    granted_ttl: int
+    keys: tuple[bytes, ...]  # bound to it, where they were asked for
+
+    @classmethod
+    def of(cls, message: rpc_pb2.LeaseTimeToLiveResponse) -> LeaseTtl:
+        return cls(Header.of(message.header), message.ID, message.TTL, message.grantedTTL, tuple(message.keys))
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseKept:
+    header: Header
+    id: int
+    ttl: int  # seconds from now on
+
+    @classmethod
+    def of(cls, message: rpc_pb2.LeaseKeepAliveResponse) -> LeaseKept:
+        return cls(Header.of(message.header), message.ID, message.TTL)
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseRevoked:
+    header: Header
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseList:
+    header: Header
+    ids: tuple[int, ...]  # as the asked member knows them
+
+    @classmethod
+    def of(cls, message: rpc_pb2.LeaseLeasesResponse) -> LeaseList:
+        return cls(Header.of(message.header), tuple(lease.ID for lease in message.leases))
+
+
+@dataclass(frozen=True, slots=True)
 class Member:
     id: int
     name: str  # empty until it has started once
@@ -211,8 +261,29 @@ class MemberList:
     members: tuple[Member, ...]
 
     @classmethod
-    def of(cls, message: rpc_pb2.MemberListResponse) -> MemberList:
+    def of(
+        cls,
+        message: rpc_pb2.MemberListResponse
+        | rpc_pb2.MemberRemoveResponse
+        | rpc_pb2.MemberUpdateResponse
+        | rpc_pb2.MemberPromoteResponse,
+    ) -> MemberList:
         return cls(Header.of(message.header), tuple(Member.of(member) for member in message.members))
+
+
+@dataclass(frozen=True, slots=True)
+class MemberAdded:
+    header: Header
+    member: Member
+    members: tuple[Member, ...]
+
+    @classmethod
+    def of(cls, message: rpc_pb2.MemberAddResponse) -> MemberAdded:
+        return cls(
+            Header.of(message.header),
+            Member.of(message.member),
+            tuple(Member.of(member) for member in message.members),
+        )
 
 
 @dataclass(frozen=True, slots=True)

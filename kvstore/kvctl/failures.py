@@ -3,7 +3,9 @@
 from enum import IntEnum
 from typing import Final
 
+from kvstore import errors as table
 from kvstore.client import errors
+from kvstore.errors import KvError
 
 
 class ExitCode(IntEnum):
@@ -45,12 +47,27 @@ _NEXT_STEPS: Final[dict[type[errors.ClientError], str]] = {
 }
 
 
+_NEXT_STEPS_BY_TEXT: Final = {
+    table.MEMBER_NOT_FOUND: "`kvctl member list` prints the members that there are",
+    table.MEMBER_BAD_URLS: "want http://host:port[,http://host:port...]",
+    table.PEER_URL_EXISTS: "`kvctl member list` prints whose it is",
+    table.UNHEALTHY: "all voting members must have been connected for 5 s; see `kvctl endpoint health --cluster`",
+    table.NOT_ENOUGH_STARTED: "start the members that were added, or remove them first",
+    table.LEARNER_NOT_READY: "start it, or wait until it has caught up: `kvctl endpoint status --cluster`",
+    table.TOO_MANY_LEARNERS: "promote or remove the one that there is, or raise --experimental-max-learners",
+    table.BAD_LEADER_TRANSFEREE: "`kvctl member list` prints the members; a learner cannot lead",
+    table.NOT_SUPPORTED_FOR_LEARNER: "ask a voting member; a learner answers `get --consistency=s` only",
+}
+
+
 def explain(error: errors.ClientError) -> Failure:
     """What the user reads of a client error."""
     if isinstance(error, errors.Compacted):
         since = f"from revision {error.compact_revision}" if error.compact_revision else "a newer revision"
         return Failure(f"{error.message}; read {since} on, or see `kvctl history`")
-    step = next((_NEXT_STEPS[cls] for cls in type(error).__mro__ if cls in _NEXT_STEPS), "")
+    step = _NEXT_STEPS_BY_TEXT.get(KvError(error.code, error.message), "") or next(
+        (_NEXT_STEPS[cls] for cls in type(error).__mro__ if cls in _NEXT_STEPS), ""
+    )
     if error.outcome_unknown:
         step = "the outcome is unknown: read the key before you send it again"
     code = ExitCode.UNAVAILABLE if isinstance(error, errors.Unavailable) or error.outcome_unknown else ExitCode.ERROR

@@ -13,6 +13,9 @@ import typer
 from kvstore.kvctl.commands.compact import compact
 from kvstore.kvctl.commands.completion_install import completion_install
 from kvstore.kvctl.commands.completion_show import completion_show
+from kvstore.kvctl.commands.debug_log import debug_log
+from kvstore.kvctl.commands.debug_state import debug_state
+from kvstore.kvctl.commands.debug_trace import debug_trace
 from kvstore.kvctl.commands.del_ import del_
 from kvstore.kvctl.commands.endpoint_hashkv import endpoint_hashkv
 from kvstore.kvctl.commands.endpoint_health import endpoint_health
@@ -21,7 +24,17 @@ from kvstore.kvctl.commands.export import export
 from kvstore.kvctl.commands.get import get
 from kvstore.kvctl.commands.history import history
 from kvstore.kvctl.commands.import_ import import_
+from kvstore.kvctl.commands.lease_grant import lease_grant
+from kvstore.kvctl.commands.lease_keep_alive import lease_keep_alive
+from kvstore.kvctl.commands.lease_list import lease_list
+from kvstore.kvctl.commands.lease_revoke import lease_revoke
+from kvstore.kvctl.commands.lease_timetolive import lease_timetolive
+from kvstore.kvctl.commands.member_add import member_add
 from kvstore.kvctl.commands.member_list import member_list
+from kvstore.kvctl.commands.member_promote import member_promote
+from kvstore.kvctl.commands.member_remove import member_remove
+from kvstore.kvctl.commands.member_update import member_update
+from kvstore.kvctl.commands.move_leader import move_leader
 from kvstore.kvctl.commands.put import put
 from kvstore.kvctl.commands.txn import txn
 from kvstore.kvctl.commands.version import version
@@ -39,18 +52,33 @@ VERBS: Final[dict[str, Callable[..., Awaitable[None]]]] = {
     "history": history,
     "import": import_,
     "export": export,
+    "lease grant": lease_grant,
+    "lease revoke": lease_revoke,
+    "lease keep-alive": lease_keep_alive,
+    "lease timetolive": lease_timetolive,
+    "lease list": lease_list,
     "member list": member_list,
+    "member add": member_add,
+    "member promote": member_promote,
+    "member update": member_update,
+    "member remove": member_remove,
+    "move-leader": move_leader,
     "endpoint status": endpoint_status,
     "endpoint health": endpoint_health,
     "endpoint hashkv": endpoint_hashkv,
+    "debug log": debug_log,
+    "debug state": debug_state,
+    "debug trace": debug_trace,
     "completion show": completion_show,
     "completion install": completion_install,
     "version": version,
 }
 HIDDEN: Final[dict[str, Callable[..., Awaitable[None]]]] = {"compaction": compact}  # etcdctl's name for it
 GROUPS: Final = {
+    "lease": "Keys that go when nobody keeps them alive.",
     "member": "The members of the cluster.",
     "endpoint": "State, health and hash of each endpoint.",
+    "debug": "What is in a stopped member's files, and in traces.",
     "completion": "Completion of verbs and options in bash, zsh and fish.",
 }
 

@@ -12,6 +12,7 @@ from kvstore.client.types import (
     GetResult,
     Header,
     KeyValue,
+    Member,
     OpResult,
     PutResult,
     TxnResult,
@@ -28,6 +29,21 @@ def header_json(header: Header) -> dict[str, Any]:
         revision=header.revision,
         raft_term=header.raft_term,
     )
+
+
+def member_json(member: Member) -> dict[str, Any]:
+    return present(
+        ID=member.id,
+        name=member.name,
+        peerURLs=list(member.peer_urls),
+        clientURLs=list(member.client_urls),
+        isLearner=member.is_learner,
+    )
+
+
+def write_members_json(header: Header, members: tuple[Member, ...], **fields: Any) -> None:
+    """The answer to any question or change about the members."""
+    write_json({"header": header_json(header), **fields, **present(members=[member_json(one) for one in members])})
 
 
 def kv_json(kv: KeyValue | None) -> dict[str, Any] | None:

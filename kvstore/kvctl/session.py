@@ -107,6 +107,11 @@ class Session:
             dial_timeout=self.settings.dial_timeout,
         )
 
+    def simple_or_json(self, verb: str) -> None:
+        """For verbs that change something and print no rows: refuse before anything is sent."""
+        if self.write_out not in (WriteOut.SIMPLE, WriteOut.JSON):
+            raise Failure(f"{verb} prints no {self.write_out}; use -w simple or json", ExitCode.USAGE)
+
     def no_table(self, verb: str) -> None:
         """For verbs whose answer is no table: refuse before anything is sent."""
         if self.write_out is WriteOut.TABLE:

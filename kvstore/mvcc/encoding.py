@@ -13,6 +13,7 @@ from kvstore.pb.kv_pb2 import KeyValue
 # Lengths, versions and small revisions: a list is four times as fast as the loop.
 _SHORT: Final = [bytes([n]) for n in range(128)] + [bytes([n & 127 | 128, n >> 7]) for n in range(128, 1 << 14)]
 _SHORT_END: Final = len(_SHORT)
+_UNSIGNED: Final = (1 << 64) - 1  # how a negative number goes as a varint
 
 # Tags of length-delimited fields that a response repeats.
 KVS_TAG: Final = b"\x12"  # RangeResponse.kvs, PutResponse.prev_kv
@@ -46,7 +47,7 @@ def key_value(key: bytes, create: bytes, mod: bytes, version: int, value: bytes,
     head = b"\x0a%b%b\x10%b\x18%b\x20%b" % (varint(len(key)), key, create, mod, varint(version))
     if value:
         head = b"%b\x2a%b%b" % (head, varint(len(value)), value)
-    return head + b"\x30" + varint(lease) if lease else head
+    return head + b"\x30" + varint(lease & _UNSIGNED) if lease else head
 
 
 def put_event(kv: bytes) -> bytes:

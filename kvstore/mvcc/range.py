@@ -63,6 +63,8 @@ def range_small(store: MvccStore, request: RangeRequest) -> RangeResult | None:
         return None
     if not request.range_end:
         result = range_point(store, request.key)
+    elif store.ended:
+        return None
     else:
         scan = store.scan(*schema.latest_rows(*schema.range_bounds(request.key, request.range_end)))
         rows = scan.rows(SMALL_ROWS)
@@ -199,12 +201,12 @@ class _Latest(_Source):
 
     def kvs(self, count: int) -> list[bytes]:
         rows = self._scan.rows(count)
-        self.ended = not rows
+        self.ended = self._scan.done
         return [kv for _, kv in rows]
 
     def count(self, count: int) -> int:
         passed = self._scan.count(count)
-        self.ended = not passed
+        self.ended = self._scan.done
         return passed
 
 

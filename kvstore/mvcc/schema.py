@@ -17,17 +17,22 @@ EVENT: Final = b"e"
 RECORD: Final = b"r"
 META: Final = b"m"
 CLUSTER: Final = b"c"
+LEASE: Final = b"g"  # granted: + id
+LEASED: Final = b"k"  # + id + key: the key may be bound to the lease; its KeyValue says whether it is (leases.py)
 
 TOMBSTONE: Final = b"t"  # value of a `versions` row that is a deletion; empty for a put
 
 META_FORMAT: Final = META + b"format"
 META_STATE: Final = META + b"state"
 META_COMPACTED: Final = META + b"compacted"  # `versions` is physically compacted up to this revision
+META_CONFIGURATION: Final = META + b"configuration"  # data of the newest configuration entry applied, joint or not
+META_ENDED: Final = META + b"ended/"  # + id of a lease: rows of keys that were bound to it are left (leases.py)
 META_SEEN: Final = META + b"seen/"  # + member, 8 bytes: (boot, sequence) of its newest request
 
 _REVISION_SUB: Final = Struct(">QI")
 _U64: Final = Struct(">Q")
 _PAIR: Final = Struct(">QQ")
+_ID: Final = Struct(">q")  # of a lease: clients may choose negative ones
 
 pack_u64 = _U64.pack
 pack_pair = _PAIR.pack
@@ -123,3 +128,33 @@ def record_row(last_revision: int) -> bytes:
 
 def seen_row(member: int) -> bytes:
     return META_SEEN + _U64.pack(member)
+
+
+def lease_row(lease: int) -> bytes:
+    return LEASE + _ID.pack(lease)
+
+
+def leased_row(lease: int, key: bytes) -> bytes:
+    return LEASED + _ID.pack(lease) + key
+
+
+def leased_rows(lease: int) -> tuple[bytes, bytes]:
+    """Of all keys that may be bound to a lease."""
+    low = LEASED + _ID.pack(lease)
+    return low, after(low)
+
+
+def after(prefix: bytes) -> bytes:
+    """The first row behind all that begin with `prefix`, whose first byte is not ff."""
+    head = prefix.rstrip(b"\xff")
+    return head[:-1] + bytes((head[-1] + 1,))
+
+
+def ended_row(lease: int) -> bytes:
+    return META_ENDED + _ID.pack(lease)
+
+
+def row_lease(row: bytes) -> int:
+    """The id in a row of LEASE or META_ENDED."""
+    lease: int = _ID.unpack_from(row, len(row) - 8)[0]
+    return lease

@@ -6,6 +6,10 @@ Budget after each small step and pauses when the slice is used up. What it reads
 writes is invisible until it is whole, so that other work may run in every pause.
 
 The clock only says when to pause; no result depends on it.
+
+A big write is done by every member at the same moment. Where members share cores, or other processes want
+them, a loop that computes without a rest is made to wait by the kernel for tens of milliseconds at a time; so
+big writes work for a part of the time only, and get the core at once when they want it.
 """
 
 import asyncio
@@ -19,6 +23,8 @@ Clock = Callable[[], int]  # nanoseconds, monotonic
 
 MONOTONIC: Final[Clock] = time.monotonic_ns
 SLICE_NS: Final = 5_000_000
+BIG_WRITE_SLICE_NS: Final = 3_000_000
+BIG_WRITE_REST: Final = 0.5  # slices: two thirds of a core
 _STALL_SECONDS: Final = 0.002
 
 
@@ -26,11 +32,13 @@ _STALL_SECONDS: Final = 0.002
 class Budget:
     """One piece of work's share of the loop."""
 
-    __slots__ = ("_clock", "_deadline", "_slice_ns")
+    __slots__ = ("_clock", "_deadline", "_rest_seconds", "_slice_ns")
 
-    def __init__(self, clock: Clock, slice_ns: int) -> None:
+    def __init__(self, clock: Clock, slice_ns: int, rest: float = 0) -> None:
+        """`rest`: how long a pause is, in slices; with 0 it ends once all that was ready has run."""
         self._clock = clock
         self._slice_ns = slice_ns
+        self._rest_seconds = rest * slice_ns / 1e9
         self._deadline = clock() + slice_ns
 
     def spent(self) -> bool:
@@ -38,7 +46,7 @@ class Budget:
 
     async def pause(self) -> None:
         """Let everything else run that is ready, then begin a new slice."""
-        await asyncio.sleep(0)
+        await asyncio.sleep(self._rest_seconds)
         self._deadline = self._clock() + self._slice_ns
 
     async def pause_if_spent(self) -> None:

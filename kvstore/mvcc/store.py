@@ -10,6 +10,7 @@ them. Replay writes the same rows again.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from struct import Struct
@@ -19,9 +20,18 @@ from typing import Final, final
 
 from rocksdict import RdictIter, WriteBatch
 
-from kvstore.mvcc import schema
-from kvstore.mvcc.engine import Engine, Scan, StoreDamaged, StoreError, StoreInUse, UnknownStoreFormat, damaged
-from kvstore.mvcc.slices import MONOTONIC, SLICE_NS, Budget, Clock
+from kvstore.mvcc import leases, schema
+from kvstore.mvcc.engine import (
+    Engine,
+    Scan,
+    StoreDamaged,
+    StoreError,
+    StoreInUse,
+    UnknownStoreFormat,
+    damaged,
+    open_read_only,
+)
+from kvstore.mvcc.slices import BIG_WRITE_REST, BIG_WRITE_SLICE_NS, MONOTONIC, SLICE_NS, Budget, Clock
 
 __all__ = [
     "EngineReader",
@@ -43,6 +53,8 @@ REVISION_EMPTY: Final = 1  # of a store that nothing was ever written to (etcd)
 class StoreOptions:
     slice_ns: int = SLICE_NS  # how long work may hold the loop before it pauses
     clock: Clock = MONOTONIC  # says when to pause, and nothing else
+    engine: Callable[[Path], Engine] = Engine  # the simulator brings one in memory
+    peek: Callable[[Path], Engine] = open_read_only  # the same, to look and change nothing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +90,7 @@ class Reader(ABC):
 
     current_revision: int  # the newest revision that may be asked for by number
     compact_revision: int  # revisions below it can no longer be asked for
+    ended: leases.Ended  # leases whose keys are gone though rows of `latest` may be left of them (leases.py)
 
     @property
     @abstractmethod
@@ -93,6 +106,10 @@ class Reader(ABC):
         """The live keys of [low, high)."""
 
     @abstractmethod
+    def has_lease(self, lease: int) -> bool:
+        """Whether it is granted."""
+
+    @abstractmethod
     def get(self, row: bytes) -> bytes | None:
         """One row that never changes once it is visible: of `events` or `records`."""
 
@@ -105,21 +122,54 @@ class Reader(ABC):
 
 
 class LatestScan(ABC):
-    """Chunks of live keys in key order."""
+    """Chunks of live keys in key order, until `done`."""
+
+    @property
+    @abstractmethod
+    def done(self) -> bool:
+        """Nothing more will come."""
 
     @abstractmethod
     def rows(self, count: int) -> list[tuple[bytes, bytes]]:
-        """(row key, encoded KeyValue), at most `count`; empty at the end, and only there."""
+        """(row key, encoded KeyValue), at most `count`; maybe none, also before the end."""
 
     @abstractmethod
     def count(self, count: int) -> int:
-        """How many come next, at most `count`; 0 at the end, and only there. Passes over them."""
+        """How many come next, at most `count`; maybe none, also before the end. Passes over them."""
+
+
+def latest_scan(scan: Scan, ended: leases.Ended) -> LatestScan:
+    """Of the rows of `latest` that are live."""
+    return _HidingScan(scan, ended) if ended else _PlainScan(scan)
+
+
+@final
+class _HidingScan(LatestScan):
+    """Passes over what large revokes have left behind."""
+
+    def __init__(self, scan: Scan, ended: leases.Ended) -> None:
+        self._scan = scan
+        self._ended = ended
+
+    @property
+    def done(self) -> bool:
+        return self._scan.done
+
+    def rows(self, count: int) -> list[tuple[bytes, bytes]]:
+        return [row for row in self._scan.rows(count) if not leases.hides(self._ended, row[1])]
+
+    def count(self, count: int) -> int:
+        return len(self.rows(count))
 
 
 @final
 class _PlainScan(LatestScan):
     def __init__(self, scan: Scan) -> None:
         self._scan = scan
+
+    @property
+    def done(self) -> bool:
+        return self._scan.done
 
     def rows(self, count: int) -> list[tuple[bytes, bytes]]:
         return self._scan.rows(count)
@@ -140,10 +190,14 @@ class EngineReader(Reader):
         return self.current_revision
 
     def get_latest(self, key: bytes) -> bytes | None:
-        return self._engine.get(b"l" + key)
+        kv = self._engine.get(b"l" + key)
+        return None if self.ended and kv is not None and leases.hides(self.ended, kv) else kv
 
     def scan_latest(self, low: bytes, high: bytes | None) -> LatestScan:
-        return _PlainScan(self.scan(*schema.latest_rows(low, high)))
+        return latest_scan(self.scan(*schema.latest_rows(low, high)), self.ended)
+
+    def has_lease(self, lease: int) -> bool:
+        return self._engine.get(schema.lease_row(lease)) is not None
 
     def get(self, row: bytes) -> bytes | None:
         return self._engine.get(row)
@@ -153,6 +207,11 @@ class EngineReader(Reader):
 
     def budget(self) -> Budget:
         return Budget(self._options.clock, self._options.slice_ns)
+
+    def big_write_budget(self) -> Budget:
+        """For writes of many slices, which every member does at once (slices.py)."""
+        slice_ns = min(self._options.slice_ns, BIG_WRITE_SLICE_NS)
+        return Budget(self._options.clock, slice_ns, BIG_WRITE_REST)
 
 
 @final
@@ -164,6 +223,7 @@ class ReadView(EngineReader):
         super().__init__(engine, options)
         self.current_revision = store.current_revision
         self.compact_revision = store.compact_revision
+        self.ended = store.ended
         self._store = store
         self._writes = store.writes
         self._iterator: RdictIter | None = engine.iterator()
@@ -171,8 +231,12 @@ class ReadView(EngineReader):
     def get_latest(self, key: bytes) -> bytes | None:
         if self._store.writes == self._writes:
             return super().get_latest(key)
-        rows = self.scan(b"l" + key, b"l" + key + b"\0").rows(1)
+        rows = self.scan_latest(key, key + b"\0").rows(1)
         return rows[0][1] if rows else None
+
+    def has_lease(self, lease: int) -> bool:
+        row = schema.lease_row(lease)
+        return bool(self.scan(row, row + b"\0").keys(1))
 
     def scan(self, low: bytes, high: bytes) -> Scan:
         if self._store.writes == self._writes:
@@ -201,14 +265,18 @@ class MvccStore(EngineReader):
         self.engine = engine
         self.options = options
         self.writes = 0  # grows with every batch; a view whose number is this one is the store itself
+        # Called, in this order, when another state has taken the place of this one (`swap`): whoever keeps
+        # something that was read from the store reads it again. Must not raise.
+        self.on_swap: list[Callable[[], None]] = []
         self._load()
 
     @classmethod
     def open(cls, path: Path, options: StoreOptions | None = None) -> "MvccStore":
         """Raises StoreError."""
-        engine = Engine(path)
+        options = options or StoreOptions()
+        engine = options.engine(path)
         try:
-            return cls(engine, options or StoreOptions())
+            return cls(engine, options)
         except BaseException:
             engine.close()
             raise
@@ -219,7 +287,7 @@ class MvccStore(EngineReader):
         if found is None:
             if engine.scan(b"\0", b"\xff").keys(1):
                 raise UnknownStoreFormat(f"{engine.path} holds a database that is not a store of kvstore")
-            batch = WriteBatch(raw_mode=True)
+            batch = engine.batch()
             batch.put(schema.META_FORMAT, schema.pack_u64(schema.FORMAT))
             self.write(batch)
         elif found != schema.pack_u64(schema.FORMAT):
@@ -231,6 +299,7 @@ class MvccStore(EngineReader):
         try:
             self._show(StateRow() if row is None else _decode_state(row))
             self.seen = self._load_seen()
+            self.ended = leases.load_ended(engine)
         except StructError as error:
             raise damaged(engine.path, error) from error
 
@@ -272,6 +341,27 @@ class MvccStore(EngineReader):
         index = self.applied_index
         await self.engine.flush()
         return index
+
+    def swap(self, other: "MvccStore") -> Engine:
+        """Be the state of `other` from now on, which is newer and whose object is used up. Returns the engine
+        that was in use.
+
+        Everybody who holds this store reads the new state with the next call. Views and scans that began before
+        go on in the old database: it is open for as long as somebody holds one of them, or the engine.
+        """
+        assert other.applied_index > self.applied_index, f"state {other.applied_index} is not newer"
+        assert other.current_revision >= self.current_revision, (
+            f"revision went back {self.current_revision} -> {other.current_revision}"
+        )
+        old = self.engine
+        self.engine = self._engine = other.engine
+        self.writes += 1  # no view of before is this store any more
+        self.seen = other.seen
+        self.ended = other.ended
+        self._show(other.state)
+        for reload in self.on_swap:
+            reload()
+        return old
 
     def size_bytes(self) -> tuple[int, int]:
         """(total, in use)."""

@@ -15,14 +15,14 @@ numbers: readers see all of a group or nothing, and a crash leaves the state bef
 from bisect import bisect_left, insort
 from typing import Final, final
 
-from rocksdict import WriteBatch
-
+from kvstore.failpoints import fail_async
 from kvstore.mvcc import schema
 from kvstore.mvcc.encoding import delete_event, key_of, key_value, put_event, varint
 from kvstore.mvcc.engine import Scan
 from kvstore.mvcc.events import AppliedEvent, RevisionEvents
+from kvstore.mvcc.leases import LeaseOverlay, hides, lease_of
 from kvstore.mvcc.slices import Budget
-from kvstore.mvcc.store import LatestScan, MvccStore, Reader, StateRow
+from kvstore.mvcc.store import LatestScan, MvccStore, Reader, StateRow, latest_scan
 from kvstore.pb.kv_pb2 import KeyValue
 
 SPILL_BYTES: Final = 64 << 10  # of rows in a slice's batch: about 700 deletions, 1 ms in RocksDB with the GIL held
@@ -38,11 +38,13 @@ class WriteGroup(Reader):
     def __init__(self, store: MvccStore) -> None:
         self._store = store
         self._engine_get = store.engine.get
-        self._rows = WriteBatch(raw_mode=True)
+        self._rows = store.engine.batch()
         self._overlay: dict[bytes, bytes | None] = {}
         self._sorted: list[bytes] | None = None  # of the overlay's keys, once somebody scans
         self._cleared: list[tuple[bytes, bytes | None]] = []
-        self._cluster: dict[bytes, bytes] = {}  # rows of the member table
+        self.leases = LeaseOverlay(store)
+        self.ended = store.ended
+        self._cluster: dict[bytes, bytes | None] = {}  # rows of the member table; None: deleted
         self._seen: dict[int, tuple[int, int]] = {}
         self.current_revision = store.current_revision
         self.compact_revision = store.compact_revision
@@ -54,6 +56,7 @@ class WriteGroup(Reader):
         self._stored = False  # the request under way holds a big delete
         self._mod = varint(self.current_revision + 1)
         self.revision_varint = b""  # of the last request that changed something: its revision, encoded
+        self._holds_compactions = False
         self.spills = 0
 
     # -- reading -------------------------------------------------------------------------------------
@@ -67,12 +70,20 @@ class WriteGroup(Reader):
             return self._overlay[key]
         if self._cleared and any(schema.contains(low, high, key) for low, high in self._cleared):
             return None
-        return self._engine_get(b"l" + key)
+        kv = self._engine_get(b"l" + key)
+        return None if self.ended and kv is not None and hides(self.ended, kv) else kv
+
+    def scan_stored(self, low: bytes, high: bytes | None) -> LatestScan:
+        """The live keys of the database, without what this group has put, deleted or cleared."""
+        return latest_scan(self._store.scan(*schema.latest_rows(low, high)), self.ended)
 
     def scan_latest(self, low: bytes, high: bytes | None) -> LatestScan:
         if not self._overlay and not self._cleared:
-            return self._store.scan_latest(low, high)
-        return _OverlayScan(self._store, self._overlay, self._changed_in(low, high), self._cleared, low, high)
+            return self.scan_stored(low, high)
+        return _OverlayScan(self, self._overlay, self._changed_in(low, high), self._cleared, low, high)
+
+    def has_lease(self, lease: int) -> bool:
+        return self.leases.get(lease) is not None
 
     def _changed_in(self, low: bytes, high: bytes | None) -> list[bytes]:
         if self._sorted is None:
@@ -112,6 +123,10 @@ class WriteGroup(Reader):
         else:
             before = KeyValue.FromString(prev)
             kv = key_value(key, varint(before.create_revision), mod, before.version + 1, value, lease)
+            if before.lease and before.lease != lease:
+                self.leases.bind(before.lease, key, False)
+        if lease:
+            self.leases.bind(lease, key, True)
         event = put_event(kv)
         revision, sub = self.current_revision + 1, self._sub
         self._rows.put(schema.version_key(key, revision, sub), b"")
@@ -133,6 +148,9 @@ class WriteGroup(Reader):
         """One live key, whose encoded KeyValue is `prev`."""
         event = self._delete_rows(key)
         self._set(key, None)
+        lease = lease_of(prev)
+        if lease:
+            self.leases.bind(lease, key, False)
         before = self._before_request(key, prev) if self._has_put else prev
         self._changes.append(AppliedEvent(key, event, True, before))
 
@@ -147,11 +165,12 @@ class WriteGroup(Reader):
 
         In slices. Nothing of the group may read or write meanwhile: apply is one coroutine.
         """
-        budget = self.budget()
+        budget = self._store.big_write_budget()
         scan = self.scan_latest(low, high)
         waiting: list[list[bytes]] = []  # encoded KeyValues, while the delete may still be small
         count, size, big = 0, 0, False
-        while rows := scan.rows(_CHUNK):
+        while not scan.done:
+            rows = scan.rows(_CHUNK)
             waiting.append([kv for _, kv in rows])
             count += len(rows)
             if prevs is not None:
@@ -173,9 +192,18 @@ class WriteGroup(Reader):
 
     async def _delete_unseen(self, chunks: list[list[bytes]], budget: Budget) -> None:
         """Rows that nobody sees before the commit; `latest` follows by `_clear`."""
+        engine = self._store.engine
+        if not self._holds_compactions and not engine.level0_full():
+            # They would want as much of a core as this loop, on every member; and half of their work would be
+            # done again for the rows that follow.
+            self._holds_compactions = True
+            await engine.hold_compactions(True)
         for chunk in chunks:
             for kv in chunk:
                 self._delete_rows(key_of(kv))
+                lease = lease_of(kv)
+                if lease:
+                    self.leases.deleted_unseen(lease)
             await self.spill_if_large(budget)
             await budget.pause_if_spent()
 
@@ -187,15 +215,69 @@ class WriteGroup(Reader):
             del self._overlay[key]
         self._sorted = None
 
+    async def revoke(self, lease: int) -> None:
+        """End a lease and delete the keys bound to it, in key order. In slices, as delete_range."""
+        budget = self.budget()
+        waiting: list[bytes] = []  # encoded KeyValues, while they may still be few
+        # What an earlier revoke of this id has hidden and not yet removed must stay hidden.
+        size, big = 0, bool(self.ended.get(lease))
+        for key in self.leases.keys(lease):
+            kv = self.get_latest(key)
+            if kv is not None and lease_of(kv) == lease:
+                waiting.append(kv)
+                size += len(kv)
+            # Many small leases in one group are as much as a large one.
+            big = big or len(self._overlay) + len(waiting) > BIG_DELETE or size > BIG_DELETE_BYTES
+            if big and len(waiting) >= _CHUNK:
+                await self._hide(waiting, budget)
+                waiting = []
+            await budget.pause_if_spent()
+        if big:
+            await self._hide(waiting, budget)
+            self._stored = self._sub > 0
+            self.ended = self.ended | {lease: self.current_revision + 1}
+        else:
+            for at in range(0, len(waiting), _CHUNK):
+                for kv in waiting[at : at + _CHUNK]:
+                    self.delete(key_of(kv), kv)
+                await self.spill_if_large(budget)
+                await budget.pause_if_spent()
+        self.leases.end(lease, self.current_revision + 1 if big else 0)
+
+    async def _hide(self, kvs: list[bytes], budget: Budget) -> None:
+        """Rows of deletions that nobody sees before the commit; their rows of `latest` are hidden, not removed."""
+        for at in range(0, len(kvs), _CHUNK):
+            for kv in kvs[at : at + _CHUNK]:
+                key = key_of(kv)
+                self._delete_rows(key)
+                if key in self._overlay:  # what the group has put itself is not in the database yet
+                    self._set(key, None)
+            await self.spill_if_large(budget)
+            await budget.pause_if_spent()
+
     def compact(self, revision: int) -> None:
         assert self.compact_revision < revision <= self.current_revision
         self.compact_revision = revision
 
+    @property
+    def has_cluster_rows(self) -> bool:
+        """This group changes the member table."""
+        return bool(self._cluster)
+
     def get_cluster_row(self, row: bytes) -> bytes | None:
-        return self._cluster.get(row) or self._store.get(row)
+        return self._cluster[row] if row in self._cluster else self._store.get(row)
+
+    def cluster_rows(self, low: bytes, high: bytes) -> list[bytes]:
+        """The values of [low, high), in row order."""
+        rows: dict[bytes, bytes | None] = dict(self._store.scan(low, high).rest())
+        rows.update({row: value for row, value in self._cluster.items() if low <= row < high})
+        return [value for _, value in sorted(rows.items()) if value is not None]
 
     def put_cluster_row(self, row: bytes, value: bytes) -> None:
         self._cluster[row] = value
+
+    def delete_cluster_row(self, row: bytes) -> None:
+        self._cluster[row] = None
 
     def end_request(self) -> bool:
         """All changes since the last call are one revision. True when there are any."""
@@ -228,9 +310,16 @@ class WriteGroup(Reader):
         if self._rows.is_empty():
             return
         await self._store.engine.settle(budget)
+        await fail_async("applyBeforeSpill")
         self._store.write(self._rows)
-        self._rows = WriteBatch(raw_mode=True)
+        self._rows = self._store.engine.batch()
         self.spills += 1
+        if self._holds_compactions and self._store.engine.level0_full():
+            await self._release_compactions()
+
+    async def _release_compactions(self) -> None:
+        self._holds_compactions = False
+        await self._store.engine.hold_compactions(False)
 
     async def spill_if_large(self, budget: Budget) -> None:
         if self._rows.size_in_bytes() >= SPILL_BYTES:
@@ -248,8 +337,12 @@ class WriteGroup(Reader):
                 batch.delete(b"l" + key)
             else:
                 batch.put(b"l" + key, kv)
+        self.leases.write(batch)
         for row, value in self._cluster.items():
-            batch.put(row, value)
+            if value is None:
+                batch.delete(row)
+            else:
+                batch.put(row, value)
         for member, (boot, sequence) in self._seen.items():
             batch.put(schema.seen_row(member), schema.pack_pair(boot, sequence))
         self._store.commit(
@@ -262,10 +355,17 @@ class WriteGroup(Reader):
                 entry_time=self.entry_time,
             ),
         )
+        self.leases.committed()
         self._store.seen.update(self._seen)
+        if self._holds_compactions:
+            await self._release_compactions()
 
 
 class _EmptyScan(LatestScan):
+    @property
+    def done(self) -> bool:
+        return True
+
     def rows(self, count: int) -> list[tuple[bytes, bytes]]:
         return []
 
@@ -282,7 +382,7 @@ class _OverlayScan(LatestScan):
 
     def __init__(
         self,
-        store: MvccStore,
+        group: WriteGroup,
         overlay: dict[bytes, bytes | None],
         changed: list[bytes],
         cleared: list[tuple[bytes, bytes | None]],
@@ -293,21 +393,22 @@ class _OverlayScan(LatestScan):
         self._changed = [(b"l" + key, overlay[key]) for key in reversed(changed)]  # next one last
         self._hidden = {b"l" + key for key in changed}
         self._cleared = [schema.latest_rows(*interval) for interval in cleared]
-        self._store = store
+        self._group = group
         self._high = high
-        self._scan = store.scan_latest(low, high)
+        self._scan = group.scan_stored(low, high)
         self._ahead: list[tuple[bytes, bytes]] = []  # rows of the database, not yet handed out
-        self._ended = False
+
+    @property
+    def done(self) -> bool:
+        return self._scan.done and not self._ahead and not self._changed
 
     def _refill(self) -> None:
-        while not self._ahead and not self._ended:
-            rows = self._scan.rows(_CHUNK)
-            self._ended = not rows
-            for row, kv in rows:
+        if not self._ahead:
+            for row, kv in self._scan.rows(_CHUNK):
                 high = self._cleared_to(row)
                 if high is not None:
                     # Straight behind what a big delete of this group cleared, instead of through it.
-                    self._scan = self._store.scan_latest(high[1:], self._high) if high[:1] == b"l" else _NOTHING
+                    self._scan = self._group.scan_stored(high[1:], self._high) if high[:1] == b"l" else _NOTHING
                     break
                 if row not in self._hidden:
                     self._ahead.append((row, kv))
@@ -319,21 +420,21 @@ class _OverlayScan(LatestScan):
         return None
 
     def rows(self, count: int) -> list[tuple[bytes, bytes]]:
-        while True:
-            self._refill()
-            # Up to the last row at hand, the order of both is known; behind the end only the overlay's are left.
-            taken, self._ahead = self._ahead[:count], self._ahead[count:]
-            merged = list(taken)
-            while self._changed and (not taken or self._changed[-1][0] < taken[-1][0]):
-                row, kv = self._changed.pop()
-                if kv is not None:
-                    merged.append((row, kv))
-            merged.sort()
-            if len(merged) > count:
-                self._put_back(merged[count:])
-                del merged[count:]
-            if merged or (self._ended and not self._changed):
-                return merged
+        self._refill()
+        # Up to the last row at hand, the order of both is known; behind the end only the overlay's are left.
+        taken, self._ahead = self._ahead[:count], self._ahead[count:]
+        merged = list(taken)
+        if not taken and not self._scan.done:
+            return merged  # nothing but what is hidden or changed has come yet
+        while self._changed and (not taken or self._changed[-1][0] < taken[-1][0]):
+            row, kv = self._changed.pop()
+            if kv is not None:
+                merged.append((row, kv))
+        merged.sort()
+        if len(merged) > count:
+            self._put_back(merged[count:])
+            del merged[count:]
+        return merged
 
     def _put_back(self, rows: list[tuple[bytes, bytes]]) -> None:
         self._ahead = rows + self._ahead

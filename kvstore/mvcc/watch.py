@@ -12,6 +12,10 @@ A watcher is synced when it has every event up to `hub.revision`, and only then 
 `notify`. So nothing is lost or doubled when it changes sides: `next_revision` is the whole of its state.
 A slow reader costs its own stream's budget and nothing else; apply never waits for anybody.
 
+When a snapshot has taken the place of the state (`reload`), the revisions in between were never applied
+here. All who lack them become unsynced and read them from the store; nobody gets anything twice, and no
+revision goes back (etcd#15271).
+
 Responses are bytes: events are encoded by apply, a response once per group of watchers, and each watcher
 only adds its id. header.revision never promises more than was delivered: of an event response it is the
 last revision wholly in it, of a progress response the one that is synced to, of `created` the store's.
@@ -89,6 +93,7 @@ class WatchHub:
         self._recent_bytes = 0
         self._recent_events = 0
         self._deliveries = 0
+        store.on_swap.append(self.reload)
 
     @property
     def watcher_count(self) -> int:
@@ -177,6 +182,19 @@ class WatchHub:
             self._recent_first = self._recent[dropped].revision + 1
             dropped += 1
         del self._recent[:dropped]
+
+    def reload(self) -> None:
+        """The store shows another, newer state."""
+        first_missing, self.revision = self.revision + 1, self.store.current_revision
+        self._recent.clear()
+        self._recent_bytes = self._recent_events = 0
+        self._recent_first = self.revision + 1
+        for group in self._index.groups():
+            for watcher in list(group.watchers):
+                # One that begins in the future has nothing to catch up with before that.
+                missing = max(watcher.next_revision, first_missing)
+                if missing <= self.revision:
+                    self._cut(watcher, missing)
 
     # From synced to unsynced and back
 

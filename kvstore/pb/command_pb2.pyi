@@ -8,6 +8,7 @@ from kvstore.pb import rpc_pb2 as _rpc_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -66,6 +67,10 @@ class Request(_message.Message):
     TXN_FIELD_NUMBER: _builtins.int
     COMPACTION_FIELD_NUMBER: _builtins.int
     MEMBER_PUBLISH_FIELD_NUMBER: _builtins.int
+    LEASE_GRANT_FIELD_NUMBER: _builtins.int
+    LEASE_REVOKE_FIELD_NUMBER: _builtins.int
+    LEASE_CHECKPOINT_FIELD_NUMBER: _builtins.int
+    MEMBER_UPDATE_FIELD_NUMBER: _builtins.int
     member: _builtins.int
     """where the client is connected"""
     boot: _builtins.int
@@ -87,6 +92,14 @@ class Request(_message.Message):
     def compaction(self) -> _rpc_pb2.CompactionRequest: ...
     @_builtins.property
     def member_publish(self) -> Global___MemberPublish: ...
+    @_builtins.property
+    def lease_grant(self) -> _rpc_pb2.LeaseGrantRequest: ...
+    @_builtins.property
+    def lease_revoke(self) -> Global___LeaseRevoke: ...
+    @_builtins.property
+    def lease_checkpoint(self) -> Global___LeaseCheckpoints: ...
+    @_builtins.property
+    def member_update(self) -> _rpc_pb2.MemberUpdateRequest: ...
     def __init__(
         self,
         *,
@@ -101,16 +114,66 @@ class Request(_message.Message):
         txn: _rpc_pb2.TxnRequest | None = ...,
         compaction: _rpc_pb2.CompactionRequest | None = ...,
         member_publish: Global___MemberPublish | None = ...,
+        lease_grant: _rpc_pb2.LeaseGrantRequest | None = ...,
+        lease_revoke: Global___LeaseRevoke | None = ...,
+        lease_checkpoint: Global___LeaseCheckpoints | None = ...,
+        member_update: _rpc_pb2.MemberUpdateRequest | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["compaction", b"compaction", "delete_range", b"delete_range", "member_publish", b"member_publish", "op", b"op", "put", b"put", "txn", b"txn"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["compaction", b"compaction", "delete_range", b"delete_range", "lease_checkpoint", b"lease_checkpoint", "lease_grant", b"lease_grant", "lease_revoke", b"lease_revoke", "member_publish", b"member_publish", "member_update", b"member_update", "op", b"op", "put", b"put", "txn", b"txn"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["auth_revision", b"auth_revision", "boot", b"boot", "compaction", b"compaction", "delete_range", b"delete_range", "member", b"member", "member_publish", b"member_publish", "op", b"op", "put", b"put", "request_id", b"request_id", "sequence", b"sequence", "txn", b"txn", "user", b"user"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["auth_revision", b"auth_revision", "boot", b"boot", "compaction", b"compaction", "delete_range", b"delete_range", "lease_checkpoint", b"lease_checkpoint", "lease_grant", b"lease_grant", "lease_revoke", b"lease_revoke", "member", b"member", "member_publish", b"member_publish", "member_update", b"member_update", "op", b"op", "put", b"put", "request_id", b"request_id", "sequence", b"sequence", "txn", b"txn", "user", b"user"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_op: _TypeAlias = _typing.Literal["put", "delete_range", "txn", "compaction", "member_publish"]  # noqa: Y015
+    _WhichOneofReturnType_op: _TypeAlias = _typing.Literal["put", "delete_range", "txn", "compaction", "member_publish", "lease_grant", "lease_revoke", "lease_checkpoint", "member_update"]  # noqa: Y015
     _WhichOneofArgType_op: _TypeAlias = _typing.Literal["op", b"op"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_op) -> _WhichOneofReturnType_op | None: ...
 
 Global___Request: _TypeAlias = Request  # noqa: Y015
+
+@_typing.final
+class MemberChange(_message.Message):
+    """Travels with a configuration of raft, as its context: what the change means for the table of members.
+    UPDATE changes no configuration, so it is an ordinary request; it has this form only on its way to the leader.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Op:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _OpEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[MemberChange._Op.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        ADD: MemberChange._Op.ValueType  # 0
+        REMOVE: MemberChange._Op.ValueType  # 1
+        PROMOTE: MemberChange._Op.ValueType  # 2
+        UPDATE: MemberChange._Op.ValueType  # 3
+
+    class Op(_Op, metaclass=_OpEnumTypeWrapper): ...
+    ADD: MemberChange.Op.ValueType  # 0
+    REMOVE: MemberChange.Op.ValueType  # 1
+    PROMOTE: MemberChange.Op.ValueType  # 2
+    UPDATE: MemberChange.Op.ValueType  # 3
+
+    OP_FIELD_NUMBER: _builtins.int
+    MEMBER_FIELD_NUMBER: _builtins.int
+    op: Global___MemberChange.Op.ValueType
+    @_builtins.property
+    def member(self) -> _rpc_pb2.Member:
+        """ADD: all that is known of it; otherwise its ID, and what is new"""
+
+    def __init__(
+        self,
+        *,
+        op: Global___MemberChange.Op.ValueType = ...,
+        member: _rpc_pb2.Member | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["member", b"member"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["member", b"member", "op", b"op"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MemberChange: _TypeAlias = MemberChange  # noqa: Y015
 
 @_typing.final
 class MemberPublish(_message.Message):
@@ -143,6 +206,60 @@ class MemberPublish(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___MemberPublish: _TypeAlias = MemberPublish  # noqa: Y015
+
+@_typing.final
+class LeaseRevoke(_message.Message):
+    """A client's revoke is an etcdserverpb.LeaseRevokeRequest, whose one field reads as `ids`. The leader's has the
+    term in which its lessor found the leases expired: in an entry of another term it does nothing.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IDS_FIELD_NUMBER: _builtins.int
+    TERM_FIELD_NUMBER: _builtins.int
+    term: _builtins.int
+    """0: a client's, for which the lease has to be there"""
+    @_builtins.property
+    def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        ids: _abc.Iterable[_builtins.int] | None = ...,
+        term: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ids", b"ids", "term", b"term"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LeaseRevoke: _TypeAlias = LeaseRevoke  # noqa: Y015
+
+@_typing.final
+class LeaseCheckpoints(_message.Message):
+    """What is left of long leases, so that a new leader need not begin again with all of it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHECKPOINTS_FIELD_NUMBER: _builtins.int
+    TERM_FIELD_NUMBER: _builtins.int
+    term: _builtins.int
+    """as above"""
+    @_builtins.property
+    def checkpoints(self) -> _containers.RepeatedCompositeFieldContainer[_rpc_pb2.LeaseCheckpoint]: ...
+    def __init__(
+        self,
+        *,
+        checkpoints: _abc.Iterable[_rpc_pb2.LeaseCheckpoint] | None = ...,
+        term: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoints", b"checkpoints", "term", b"term"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LeaseCheckpoints: _TypeAlias = LeaseCheckpoints  # noqa: Y015
 
 @_typing.final
 class EntryRecord(_message.Message):

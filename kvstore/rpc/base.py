@@ -99,6 +99,10 @@ StreamHandlerFactory = Callable[[Stream], StreamHandler]
 class RpcServer(ABC):
     """A gRPC server of some front. Handlers are added before `start`."""
 
+    # Asked for each list of calls, each stream and each call of generated code, by the method's full path: why it is
+    # not served now.
+    refusal: Callable[[str], KvError | None] = staticmethod(lambda method: None)
+
     @abstractmethod
     def add_calls(self, method: str, handler: CallHandler) -> None:
         """Serve a hot unary method, named by its full path: "/etcdserverpb.KV/Put"."""

@@ -22,6 +22,7 @@ import inspect
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import aclosing
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, final
 
 import grpc
@@ -37,6 +38,7 @@ from kvstore.rpc.options import MESSAGE_BYTES_MAX, ChannelOptions, ServerOptions
 log = structlog.get_logger(__name__)
 
 MethodHandler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+Refusal: TypeAlias = Callable[[], KvError | None]  # RpcServer.refusal, of one method
 
 if TYPE_CHECKING:
     GenericHandler = grpc.GenericRpcHandler[Any, Any]
@@ -154,10 +156,11 @@ class GrpcioCall(CallContext, Call):
 class CallCollector:
     """One hot unary method: gathers the calls of a tick."""
 
-    __slots__ = ("_calls", "_handler", "_loop")
+    __slots__ = ("_calls", "_handler", "_loop", "_refusal")
 
-    def __init__(self, handler: CallHandler) -> None:
+    def __init__(self, handler: CallHandler, refusal: Refusal) -> None:
         self._handler = handler
+        self._refusal = refusal
         self._calls: list[Call] = []
         self._loop = asyncio.get_running_loop()
 
@@ -177,6 +180,11 @@ class CallCollector:
 
     def _deliver(self) -> None:
         calls, self._calls = self._calls, []
+        refused = self._refusal()
+        if refused is not None:
+            for call in calls:
+                call.fail(refused)
+            return
         try:
             self._handler(calls)
         except Exception:  # top of the handler: its bug must not leave the callers waiting
@@ -267,11 +275,15 @@ class GrpcioStream(CallContext, Stream):
 class StreamMethod:
     """One hot bidirectional method, and its streams under way."""
 
-    def __init__(self, factory: StreamHandlerFactory) -> None:
+    def __init__(self, factory: StreamHandlerFactory, refusal: Refusal) -> None:
         self._factory = factory
+        self._refusal = refusal
         self._streams: set[GrpcioStream] = set()
 
     async def serve(self, _: AsyncIterator[bytes], context: Any) -> None:
+        refused = self._refusal()
+        if refused is not None:
+            await _abort(context, refused)
         stream = GrpcioStream(context, self._factory)
         self._streams.add(stream)
         try:
@@ -288,8 +300,9 @@ class StreamMethod:
 class GeneratedMethod:
     """One method of a generated servicer, with parsing and errors in our hands."""
 
-    def __init__(self, path: str, handler: Any) -> None:
+    def __init__(self, path: str, handler: Any, refusal: Refusal) -> None:
         self._path = path
+        self._refusal = refusal
         self._parse = handler.request_deserializer
         self._serialize = handler.response_serializer
         self._behaviour = handler.unary_unary or handler.unary_stream or handler.stream_stream or handler.stream_unary
@@ -311,6 +324,7 @@ class GeneratedMethod:
 
     async def _unary_unary(self, request: bytes, context: Any) -> bytes:
         try:
+            self._check()
             answer: bytes = self._serialize(await self._behaviour(self._parse(request), context))
         except Exception as error:  # top of the handler
             await self._failed(context, error)
@@ -318,6 +332,7 @@ class GeneratedMethod:
 
     async def _unary_stream(self, request: bytes, context: Any) -> AsyncIterator[bytes]:
         try:
+            self._check()
             async with aclosing(self._behaviour(self._parse(request), context)) as answers:
                 async for answer in answers:
                     yield self._serialize(answer)
@@ -326,11 +341,17 @@ class GeneratedMethod:
 
     async def _stream_stream(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
         try:
+            self._check()
             async with aclosing(self._behaviour(self._parsed(requests), context)) as answers:
                 async for answer in answers:
                     yield self._serialize(answer)
         except Exception as error:  # top of the handler
             await self._failed(context, error)
+
+    def _check(self) -> None:
+        refused = self._refusal()
+        if refused is not None:
+            raise refused
 
     async def _parsed(self, requests: AsyncIterator[bytes]) -> AsyncIterator[Any]:
         async for request in requests:
@@ -355,17 +376,19 @@ class GeneratedMethod:
 class WrappingRegistry:
     """Stands in for the server where generated `add_*Servicer_to_server` registers its handlers."""
 
-    def __init__(self, server: grpc.aio.Server, services: set[str]) -> None:
+    def __init__(self, server: grpc.aio.Server, services: set[str], refusal: Callable[[str], KvError | None]) -> None:
         self._server = server
         self._services = services
+        self._refusal = refusal
 
     def add_generic_rpc_handlers(self, handlers: Any) -> None:
         """Generated code registers each method twice; the other way names its methods."""
 
     def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Any]) -> None:
-        methods = {
-            name: GeneratedMethod(f"/{service}/{name}", handler).wrapped(handler) for name, handler in handlers.items()
-        }
+        methods = {}
+        for name, handler in handlers.items():
+            path = f"/{service}/{name}"
+            methods[name] = GeneratedMethod(path, handler, partial(self._refusal, path)).wrapped(handler)
         self._services.add(service)
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, methods),))
 
@@ -412,10 +435,11 @@ class GrpcioServer(RpcServer):
         self._server.add_generic_rpc_handlers((self._hot,))
 
     def add_calls(self, method: str, handler: CallHandler) -> None:
-        self._add_hot(method, grpc.unary_unary_rpc_method_handler(CallCollector(handler).serve))
+        collector = CallCollector(handler, partial(self._refused, method))
+        self._add_hot(method, grpc.unary_unary_rpc_method_handler(collector.serve))
 
     def add_stream(self, method: str, factory: StreamHandlerFactory) -> None:
-        served = StreamMethod(factory)
+        served = StreamMethod(factory, partial(self._refused, method))
         self._stream_methods.append(served)
         self._add_hot(method, grpc.stream_stream_rpc_method_handler(served.serve))
 
@@ -425,7 +449,10 @@ class GrpcioServer(RpcServer):
         self._unknown.services.add(method.lstrip("/").partition("/")[0])
 
     def add_servicer(self, add_to_server: Callable[[Any, Any], None], servicer: object) -> None:
-        add_to_server(servicer, WrappingRegistry(self._server, self._unknown.services))
+        add_to_server(servicer, WrappingRegistry(self._server, self._unknown.services, self._refused))
+
+    def _refused(self, method: str) -> KvError | None:
+        return self.refusal(method)
 
     async def start(self, urls: list[str]) -> list[str]:
         bound = []

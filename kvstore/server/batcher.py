@@ -25,7 +25,8 @@ from typing import Final, final
 
 import structlog
 
-from kvstore.errors import LEADER_CHANGED, REQUEST_TOO_LARGE, STOPPED, TOO_MANY_REQUESTS, KvError
+from kvstore.errors import LEADER_CHANGED, REQUEST_TOO_LARGE, STOPPED, TIMEOUT, TOO_MANY_REQUESTS, KvError
+from kvstore.failpoints import fail
 from kvstore.server.deadlines import Deadlines
 from kvstore.server.proposal import Proposal
 from kvstore.state.applier import Result
@@ -148,6 +149,7 @@ class Batcher(ProposalSource):
         limit = min(bytes_max, ENTRY_BYTES_MAX)
         if leading and self._queue_bytes + self._forwarded_bytes < limit and self._unapplied() >= ENTRIES_UNAPPLIED_MAX:
             return []
+        fail("batchBeforeTake")
         own_limit = limit // 2 if leading and self._forwarded else limit  # neither side starves the other
         term = self._term()
         requests: list[bytes] = []
@@ -173,6 +175,7 @@ class Batcher(ProposalSource):
         return [encode_batch(self._stamp(), requests)] if requests else []
 
     def receive(self, sender: NodeId, data: list[bytes]) -> None:
+        fail("batchBeforeReceive")
         for item in data:
             try:
                 batch = decode_batch(item)
@@ -231,6 +234,15 @@ class Batcher(ProposalSource):
         self._applied_term = term
         lost = [waiting for waiting in self._waiting.values() if NOT_HANDED_OUT < waiting.term < term]
         self._fail(lost, LEADER_CHANGED)
+
+    def jumped(self, seen: tuple[int, int]) -> None:
+        """A snapshot stands for entries that are never applied here; `seen`: the newest of our requests in it.
+
+        What became of each of them is lost: their callers learn that nobody knows.
+        """
+        boot, sequence = seen
+        if boot == self._boot:
+            self._fail([waiting for waiting in self._waiting.values() if waiting.sequence <= sequence], TIMEOUT)
 
     # What the server calls.
 

@@ -3,13 +3,16 @@
     DATA/LOCK          flock: one process at a time
     DATA/member.json   who this is: format, cluster, member, name, instance, boot
     DATA/log/          the Raft log, term and vote (raft/storage)
-    DATA/state/        the store (kvstore/mvcc)
+    DATA/CURRENT       which state-INDEX/ is the store (kvstore/mvcc; state_folders.py)
 
 `instance` is drawn when the directory is made. The cluster learns it through the log, and peers refuse a
 member that comes back with another one: a member that has lost its disk has forgotten whom it voted for
 and what it acknowledged, and could elect a leader that misses acknowledged writes (RethinkDB #5289).
 `boot` grows at every start and is on disk before anything leaves: with it (member, boot, sequence) names
 a request for ever.
+
+A snapshot that was installed when the process ended may be ahead of the log, or of another history than it:
+then the log starts anew behind it (S-25). Any other store that does not meet its log is damage.
 
 member.json says `bootstrapped` only when log and store hold their first rows durably. Until then nothing
 was ever promised, and all of it is made again; from then on a missing log or store is damage.
@@ -24,22 +27,28 @@ import secrets
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 from kvstore.config import ServerConfig
+from kvstore.failpoints import fail
 from kvstore.mvcc.store import MvccStore, StoreError, StoreOptions
+from kvstore.server.joining import Joining, JoinRefused, ask_to_join, hear
+from kvstore.server.peers import Told
+from kvstore.server.snapshots import configuration_of
+from kvstore.server.state_folders import CURRENT_FILE, OLD_STATE, FolderError, StateFolders, sync_directory
 from kvstore.state.cluster import ClusterTable, Member, cluster_id, member_id
 from raft.errors import RaftError
+from raft.snapshot import repair_log
 from raft.storage.base import Loaded
 from raft.storage.segmented import SegmentedStorage
-from raft.types import Configuration, HardState
+from raft.types import Configuration, HardState, SnapshotMeta
 
 FORMAT: Final = 1  # of member.json and of the directory's layout
 MEMBER_FILE: Final = "member.json"
 LOCK_FILE: Final = "LOCK"
 LOG_DIRECTORY: Final = "log"
-STATE_DIRECTORY: Final = "state"
 
 
 class BootstrapError(Exception):
@@ -57,6 +66,7 @@ class Identity:
     instance: int
     boot: int
     bootstrapped: bool
+    joined: bool = False  # a cluster that was there before
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,29 +78,47 @@ class OpenMember:
     loaded: Loaded
     store: MvccStore
     cluster: ClusterTable
+    folders: StateFolders
     lock: int  # file descriptor; the lock lives as long as it does
+    told: Told | None = None  # the members as another one has them, where this one is known to be behind
 
     def release(self) -> None:
         """Last of all, after storage and store are closed."""
         os.close(self.lock)
 
 
+def _random_instance() -> int:
+    return secrets.randbits(63) | 1
+
+
 async def open_member(
-    config: ServerConfig, open_log: Callable[[Path], SegmentedStorage] = SegmentedStorage
+    config: ServerConfig,
+    open_log: Callable[[Path], SegmentedStorage] | None = None,
+    store_options: StoreOptions | None = None,
+    new_instance: Callable[[], int] = _random_instance,
 ) -> OpenMember:
     """Make or check the directory, open log and store. Raises BootstrapError.
 
-    `open_log` is for tests that need small segments or a disk of their own.
+    All but `config` is for tests that need small segments, or a disk and chances of their own.
     """
     path = config.data_dir
     lock = _take_lock(path)
     try:
-        members = first_members(config)
-        identity = _identify(path, config, members)
-        return await _open(path, identity, members, lock, open_log)
+        found = _read_identity(path)
+        joining = None
+        if config.initial_cluster_state == "existing" and (found is None or not found.bootstrapped):
+            _check_empty(path)
+            joining = await ask_to_join(config)
+        members = first_members(config) if joining is None else joining.first
+        identity = _identify(path, config, members, found, joining, new_instance)
+        open_log = open_log or partial(SegmentedStorage, segment_bytes=config.log_segment_bytes)
+        member = await _open(path, identity, members, lock, open_log, store_options or StoreOptions())
+        return await _with_told(config, member, joining)
     except BaseException as error:
         os.close(lock)
-        if isinstance(error, (RaftError, StoreError)):
+        if isinstance(error, JoinRefused):
+            raise BootstrapError(str(error)) from error
+        if isinstance(error, (RaftError, StoreError, FolderError)):
             raise BootstrapError(_guided(path, str(error))) from error
         if isinstance(error, OSError):
             raise BootstrapError(_unusable(path, error)) from error
@@ -134,19 +162,28 @@ def _take_lock(path: Path) -> int:
     return lock
 
 
-def _identify(path: Path, config: ServerConfig, members: list[Member]) -> Identity:
+def _identify(
+    path: Path,
+    config: ServerConfig,
+    members: list[Member],
+    found: Identity | None,
+    joining: Joining | None,
+    new_instance: Callable[[], int],
+) -> Identity:
     """The identity of this start, durable, with a boot number of its own."""
-    own = next(member.id for member in members if member.name == config.name)
-    cluster = cluster_id([member.id for member in members])
-    found = _read_identity(path)
+    if joining is None:
+        own = next(member.id for member in members if member.name == config.name)
+        cluster = cluster_id([member.id for member in members])
+    else:
+        own, cluster = joining.member_id, joining.cluster_id
     if found is None:
-        _check_empty(path, config)
+        _check_empty(path)
         found = Identity(
             format=FORMAT,
             cluster_id=cluster,
             member_id=own,
             name=config.name,
-            instance=secrets.randbits(63) | 1,
+            instance=new_instance(),
             boot=0,
             bootstrapped=False,
         )
@@ -154,24 +191,30 @@ def _identify(path: Path, config: ServerConfig, members: list[Member]) -> Identi
         found = replace(found, cluster_id=cluster, member_id=own, name=config.name)
     else:
         _check_same(path, config, found, own, cluster)
-    identity = replace(found, boot=found.boot + 1)
+    fail("startBeforeIdentity")
+    identity = replace(found, boot=found.boot + 1, joined=found.joined or joining is not None)
     _write_identity(path, identity)
     return identity
 
 
-def _check_empty(path: Path, config: ServerConfig) -> None:
-    for name in (LOG_DIRECTORY, STATE_DIRECTORY):
+async def _with_told(config: ServerConfig, member: OpenMember, joining: Joining | None) -> OpenMember:
+    """A member that has not yet reached its own addition in the log may find nobody by what it has applied."""
+    identity = member.identity
+    if joining is not None:
+        return replace(member, told=joining.told)
+    if identity.joined and member.cluster.member(identity.member_id) is None:
+        return replace(member, told=await hear(config, identity.cluster_id))
+    return member
+
+
+def _check_empty(path: Path) -> None:
+    for name in (LOG_DIRECTORY, OLD_STATE, CURRENT_FILE):
         if (path / name).exists():
             raise BootstrapError(
-                f"data directory {path} has {name}/ but no {MEMBER_FILE}; restore that file, or move the directory away"
+                f"data directory {path} has {name} but no {MEMBER_FILE}; restore that file, or move the directory away"
             )
     if (path / "member" / "wal").exists():
         raise BootstrapError(f"data directory {path} is one of etcd's; give another --data-dir")
-    if config.initial_cluster_state == "existing":
-        raise BootstrapError(
-            f"data directory {path} is empty, and joining a running cluster (--initial-cluster-state=existing) "
-            "is not served yet; a member that has lost its data must stay out"
-        )
 
 
 def _check_same(path: Path, config: ServerConfig, found: Identity, own: int, cluster: int) -> None:
@@ -180,8 +223,8 @@ def _check_same(path: Path, config: ServerConfig, found: Identity, own: int, clu
             f"data directory {path} belongs to member {found.name!r}, not to --name={config.name}; "
             f"give this member's own --data-dir, or --name={found.name}"
         )
-    if not config.initial_cluster_given:
-        return
+    if found.joined or config.initial_cluster_state == "existing" or not config.initial_cluster_given:
+        return  # ids of members that were added cannot be told from the settings
     if found.cluster_id != cluster:
         raise BootstrapError(
             f"data directory {path} belongs to cluster {found.cluster_id:x}, but --initial-cluster and "
@@ -226,11 +269,7 @@ def _write_identity(path: Path, identity: Identity) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path / MEMBER_FILE)
-    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    sync_directory(path)
 
 
 async def _open(
@@ -239,12 +278,14 @@ async def _open(
     members: list[Member],
     lock: int,
     open_log: Callable[[Path], SegmentedStorage],
+    store_options: StoreOptions,
 ) -> OpenMember:
     storage = open_log(path / LOG_DIRECTORY)
     store: MvccStore | None = None
     try:
         loaded = storage.load()
-        store = MvccStore.open(path / STATE_DIRECTORY, StoreOptions())
+        folders = StateFolders(path)
+        store = MvccStore.open(folders.find(), store_options)
         cluster = ClusterTable(store)
         if not identity.bootstrapped:
             configuration = Configuration(tuple(member.id for member in members))
@@ -254,32 +295,45 @@ async def _open(
             await store.flush()
             identity = replace(identity, bootstrapped=True)
             _write_identity(path, identity)
-        _check_whole(path, storage, loaded, store, cluster)
+        loaded = _meet_snapshot(folders, storage, loaded, store)
+        _check_whole(folders, storage, loaded, store, cluster)
+        folders.remove_orphans()
     except BaseException:
         with suppress(RaftError, OSError):
             storage.close()
         if store is not None:
             store.close()
         raise
-    return OpenMember(identity=identity, storage=storage, loaded=loaded, store=store, cluster=cluster, lock=lock)
+    return OpenMember(
+        identity=identity, storage=storage, loaded=loaded, store=store, cluster=cluster, folders=folders, lock=lock
+    )
+
+
+def _meet_snapshot(folders: StateFolders, storage: SegmentedStorage, loaded: Loaded, store: MvccStore) -> Loaded:
+    """The process may have ended between the installation of a snapshot and the reset of the log."""
+    began_here = folders.installed_index == store.applied_index > 0
+    if not began_here or not loaded.configuration.voters:
+        return loaded  # something was applied since, so the log had been reset; or there is none
+    configuration, context = configuration_of(store)
+    return repair_log(storage, loaded, SnapshotMeta(store.applied_index, store.applied_term, configuration, context))
 
 
 def _check_whole(
-    path: Path, storage: SegmentedStorage, loaded: Loaded, store: MvccStore, cluster: ClusterTable
+    folders: StateFolders, storage: SegmentedStorage, loaded: Loaded, store: MvccStore, cluster: ClusterTable
 ) -> None:
     """Log and store must meet: what the store lacks must be in the log, and the store has nothing more."""
     what_to_do = "this member has lost data and must not start again on this directory: move it away"
     if not loaded.configuration.voters:
-        raise BootstrapError(f"the log in {path / LOG_DIRECTORY} is gone; {what_to_do}")
+        raise BootstrapError(f"the log in {folders.path / LOG_DIRECTORY} is gone; {what_to_do}")
     if not cluster.cluster_id:
-        raise BootstrapError(f"the store in {path / STATE_DIRECTORY} is gone; {what_to_do}")
+        raise BootstrapError(f"the store in {folders.current} is gone; {what_to_do}")
     if store.applied_index < storage.first_index - 1:
         raise BootstrapError(
-            f"the store in {path / STATE_DIRECTORY} ends at entry {store.applied_index}, "
+            f"the store in {folders.current} ends at entry {store.applied_index}, "
             f"but the log begins at {storage.first_index}; {what_to_do}"
         )
     if store.applied_index > storage.last_index:
         raise BootstrapError(
-            f"the log in {path / LOG_DIRECTORY} ends at entry {storage.last_index}, "
+            f"the log in {folders.path / LOG_DIRECTORY} ends at entry {storage.last_index}, "
             f"but the store has applied {store.applied_index}; {what_to_do}"
         )

@@ -3,7 +3,8 @@
 The store has no log of its own, so what was applied since its last flush is in memory, and again in the
 Raft log. The housekeeper flushes when that has become much, in entries or in bytes, and then lets the log
 forget what is now durable in the store. Never the other way round: a log compacted before the flush would
-lose what a crash takes from memory. The node itself keeps what some member still lacks.
+lose what a crash takes from memory. The node itself keeps a window for members that are a little behind;
+who is behind further gets a snapshot (snapshots.py).
 
 It also runs the store's own compaction: what a Compact request has hidden is removed in the background.
 """
@@ -14,9 +15,12 @@ from typing import Final, Protocol, final
 import structlog
 
 from kvstore.mvcc.compaction import Compactor
+from kvstore.mvcc.leases import LeaseSweeper
 from kvstore.mvcc.store import MvccStore
+from kvstore.server.snapshots import Snapshots
 from kvstore.state.applier import Applier
 from raft.apply import StateMachine
+from raft.snapshot import ReceivedSnapshot, SnapshotReader, SnapshotWriter
 from raft.types import Entry, Index
 
 log = structlog.get_logger(__name__)
@@ -37,6 +41,7 @@ class Housekeeper:
     ) -> None:
         self._store = store
         self._compactor = compactor
+        self._sweeper = LeaseSweeper(store)
         self._entries_max = entries_max
         self._bytes_max = bytes_max
         self._entries = 0  # applied since the last flush began
@@ -46,8 +51,8 @@ class Housekeeper:
         self.visible()
 
     def visible(self) -> None:
-        """A batch has become visible; it may have moved the compact revision."""
-        if self._compactor.pending:
+        """A batch has become visible; it may have hidden rows."""
+        if self._compactor.pending or self._sweeper.pending:
             self._hidden.set()
 
     def applied(self, entries: list[Entry]) -> None:
@@ -55,6 +60,11 @@ class Housekeeper:
         self._bytes += sum([len(entry.data) for entry in entries])
         if self._entries >= self._entries_max or self._bytes >= self._bytes_max:
             self._due.set()
+
+    def installed(self) -> None:
+        """The state is a snapshot now, and on the disk."""
+        self._entries = self._bytes = 0
+        self.visible()
 
     async def run(self, node: LogCompactor) -> None:
         """Until the node stops. An error of the flush is final."""
@@ -70,16 +80,20 @@ class Housekeeper:
         while True:
             await self._hidden.wait()
             self._hidden.clear()
-            await self._compactor.run()
+            if self._compactor.pending:
+                await self._compactor.run()
+            if self._sweeper.pending:
+                await self._sweeper.run()
 
 
 @final
 class Machine(StateMachine):
     """The applier, as the node knows it."""
 
-    def __init__(self, applier: Applier, housekeeper: Housekeeper) -> None:
+    def __init__(self, applier: Applier, housekeeper: Housekeeper, snapshots: Snapshots) -> None:
         self._applier = applier
         self._housekeeper = housekeeper
+        self._snapshots = snapshots
 
     @property
     def applied_index(self) -> Index:
@@ -88,3 +102,14 @@ class Machine(StateMachine):
     async def apply(self, entries: list[Entry]) -> None:
         await self._applier.apply(list(entries))
         self._housekeeper.applied(entries)
+        self._snapshots.applied(self._applier.applied_index)
+
+    async def take_snapshot(self) -> SnapshotReader:
+        return await self._snapshots.take()
+
+    def incoming(self) -> SnapshotWriter:
+        return self._snapshots.incoming()
+
+    async def install_snapshot(self, snapshot: ReceivedSnapshot) -> None:
+        await self._snapshots.install(snapshot)
+        self._housekeeper.installed()

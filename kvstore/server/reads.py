@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Final, Protocol, final
 
 from kvstore.errors import STOPPED, TOO_MANY_REQUESTS, KvError
+from kvstore.failpoints import fail_async
 from raft.errors import Stopped
 from raft.types import Index
 
@@ -60,8 +61,10 @@ class ReadBarrier:
                     self._wakeup = get_running_loop().create_future()
                     await self._wakeup
                 self._asked, self._waiting = self._waiting, deque()
+                await fail_async("readBeforeRound")
                 index = await self._node.read_index()
                 await self._node.wait_applied(index)
+                await fail_async("readAfterRound")
                 confirmed, self._asked = self._asked, deque()
                 for _, done in confirmed:
                     done(None)

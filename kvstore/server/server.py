@@ -28,42 +28,80 @@ from kvstore.errors import (
     TIMEOUT_LEADER_FAIL,
     KvError,
 )
+from kvstore.failpoints import fail, fail_async
 from kvstore.mvcc.compaction import Compactor
 from kvstore.mvcc.encoding import field, varint
 from kvstore.mvcc.events import RevisionEvents
 from kvstore.mvcc.watch import WatchHub, WatchLimits
 from kvstore.pb import rpc_pb2
 from kvstore.pb.command_pb2 import MemberPublish
+from kvstore.rpc import make_peer_channel
 from kvstore.server.batcher import Batcher
 from kvstore.server.bootstrap import OpenMember
 from kvstore.server.deadlines import SLOT_SECONDS
 from kvstore.server.entry_clock import EntryClock
+from kvstore.server.leader_calls import GrpcLeaderCalls, LeaderCalls, Method
+from kvstore.server.lease import Leases
 from kvstore.server.machine import Housekeeper, Machine
+from kvstore.server.membership import Membership
+from kvstore.server.peers import LOST_DATA, REMOVED, Peers
 from kvstore.server.proposal import Proposal
 from kvstore.server.reads import ReadBarrier
+from kvstore.server.snapshots import Snapshots
 from kvstore.state.applier import AppliedResult, Applier, Result
 from kvstore.state.cluster import OTHER_INSTANCE
 from kvstore.state.command import Op
 from raft.config import Config
+from raft.core.membership import decode_configuration
+from raft.core.ports import Tracer
 from raft.errors import PeerRefused, Stopped
 from raft.node import Node, NodeConfig, Status
+from raft.runtime import Runtime
 from raft.transport.grpc import GrpcTransport, PeerIdentity
 from raft.types import NO_NODE, Role
 
 log = structlog.get_logger(__name__)
 
 PUBLISH_RETRY_SECONDS: Final = 0.5
-LOST_DATA: Final = (
-    "this member has started from another data directory before: what it had acknowledged is lost, so it must stay "
-    "out; put the old data directory back"
-)
+REMOVED_GRACE_SECONDS: Final = 1.0  # from our removal to our end: who asked for it is answered, others take over
+
+
+def node_config(member_id: int, config: ServerConfig) -> NodeConfig:
+    return NodeConfig(
+        core=Config(
+            node_id=member_id,
+            election_ticks=config.election_timeout // config.heartbeat_interval,
+            pre_vote=config.pre_vote,
+        ),
+        tick_seconds=config.heartbeat_interval / 1000,
+        initial_election_tick_advance=config.initial_election_tick_advance,
+        sync="thread" if config.sync == "thread" else "inline",
+        snapshot_bytes_per_second=config.snapshot_bytes_per_second,
+        catch_up_bytes=config.snapshot_catchup_bytes,
+        catch_up_entries=config.snapshot_catchup_entries,
+    )
 
 
 @final
 class KvServer:
     """Made on the loop; `start`, then services may be registered, `stop` at the end."""
 
-    def __init__(self, config: ServerConfig, member: OpenMember, transport: GrpcTransport) -> None:
+    def __init__(
+        self,
+        config: ServerConfig,
+        member: OpenMember,
+        transport: GrpcTransport,
+        runtime: Runtime | None = None,
+        wall_clock: Callable[[], int] = time.time_ns,
+        tracer: Tracer | None = None,
+        make_leader_calls: "Callable[[KvServer], LeaderCalls] | None" = None,
+    ) -> None:
+        """runtime, wall_clock: all time and chance of this member, for tests that decide them.
+
+        make_leader_calls: another way to the leader than the peers' port.
+        """
+        runtime = Runtime() if runtime is None else runtime
+        self._clock = runtime.clock
         self.config = config
         self.member_id = member.identity.member_id
         self.cluster_id = member.identity.cluster_id
@@ -74,59 +112,81 @@ class KvServer:
             response_bytes_max=config.max_request_bytes, progress_seconds=config.watch_progress_notify_interval
         )
         self.hub = WatchHub(member.store, limits, self.header)
-        self._names = {one.id: one.name for one in member.cluster.members()}  # membership does not change yet
+        self.wall_clock = wall_clock  # nanoseconds since 1970
         self.transport = transport
+        self.leader_methods: dict[str, Method] = {}
+        self._is_removed = False
+        self.peers = Peers(self, member.told)
+        self.leader_calls = self._peer_calls() if make_leader_calls is None else make_leader_calls(self)
+        self.membership = Membership(self)
+        self.leader_methods["ChangeMembers"] = self.membership.answer
+        self.leader_methods["Members"] = self.peers.answer
+        self.leases = Leases(self)
         self.on_leader_change: list[Callable[[], None]] = []  # called after `leader_id` has changed
         self._hard_commit = member.loaded.hard_state.commit
 
-        boot = member.identity.boot
-        clock = EntryClock(time.time_ns, time.monotonic_ns)
-        self._batcher = Batcher(
-            self.member_id,
-            boot,
-            request_bytes_max=config.max_request_bytes,
-            timeout=config.request_timeout,
-            term=lambda: self.node.status().term,
-            unapplied=lambda: self.node.status().last_index - self.store.applied_index,
-            stamp=lambda: clock.stamp(self.node.status().term, self.store.last_entry_time),
-            timeout_error=self._timeout_error,
-        )
+        self._batcher = self._make_batcher()
         self.compactor = Compactor(member.store)
         self._housekeeper = Housekeeper(member.store, self.compactor, config.snapshot_count)
+        self.snapshots = Snapshots(member.store, member.folders, self.cluster_id)
         self.node = Node(
-            NodeConfig(
-                core=Config(
-                    node_id=self.member_id,
-                    election_ticks=config.election_timeout // config.heartbeat_interval,
-                    pre_vote=config.pre_vote,
-                ),
-                tick_seconds=config.heartbeat_interval / 1000,
-                initial_election_tick_advance=config.initial_election_tick_advance,
-                sync="thread" if config.sync == "thread" else "inline",
-            ),
+            node_config(self.member_id, config),
             member.storage,
-            Machine(Applier(member.store, self.member_id, boot, self), self._housekeeper),
+            self._make_machine(),
             transport,
             proposals=self._batcher,
+            runtime=runtime,
+            tracer=tracer,
             loaded=member.loaded,
         )
-        self.node.on_change.append(self._changed)
-        transport.check_peer = self.check_peer
-        transport.on_refused = self.refused
-        transport.set_peers({one.id: list(one.peer_urls) for one in member.cluster.members()})
+        self._listen()
         self._barrier = ReadBarrier(self.node, config.request_timeout, self._timeout_error)
         self._role = Role.FOLLOWER
         self._term = member.loaded.hard_state.term
         self._leader_id = NO_NODE
-        self._leader_since = 0.0  # monotonic; when the leader known now became known
+        self._leader_since = 0.0  # of `now`; when the leader known now became known
         self._connected: frozenset[int] = frozenset()
-        self._refusals: set[str] = set()  # peers that refused us, by id
         self._beat: asyncio.TimerHandle | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._failed: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
         self._head = b"\x08" + varint(self.cluster_id) + b"\x10" + varint(self.member_id)
         self._header: tuple[int, int, bytes] = (0, 0, b"")
         self.published = asyncio.Event()
+
+    def _make_batcher(self) -> Batcher:
+        clock = EntryClock(self.wall_clock, self._clock)
+        return Batcher(
+            self.member_id,
+            self.identity.boot,
+            request_bytes_max=self.config.max_request_bytes,
+            timeout=self.config.request_timeout,
+            term=lambda: self.node.status().term,
+            unapplied=lambda: self.node.status().last_index - self.store.applied_index,
+            stamp=lambda: clock.stamp(self.node.status().term, self.store.last_entry_time),
+            timeout_error=self._timeout_error,
+        )
+
+    def _make_machine(self) -> Machine:
+        applier = Applier(self.store, self.member_id, self.identity.boot, self, read_configuration, self.leases.changed)
+        return Machine(applier, self._housekeeper, self.snapshots)
+
+    def _listen(self) -> None:
+        """Whoever tells us something, tells it from now on."""
+        self.store.on_swap.append(self._swapped)
+        self.node.on_change.append(self._changed)
+        self.node.on_configuration.append(self.peers.on_configuration)
+        self.node.on_removed.append(self.removed)
+        self.transport.check_peer = self.check_peer
+        self.transport.on_refused = self.peers.refused
+
+    def _peer_calls(self) -> LeaderCalls:
+        calls = GrpcLeaderCalls(self, self.transport.identity, self.peers.urls_of, make_peer_channel)
+        self.transport.services.append(calls.register)
+        return calls
+
+    def now(self) -> float:
+        """Monotonic seconds."""
+        return self._clock() / 1e9
 
     # What services use
 
@@ -146,6 +206,11 @@ class KvServer:
     def status(self) -> Status:
         return self.node.status()
 
+    @property
+    def waiting_requests(self) -> int:
+        """Of our own clients, without an answer."""
+        return self._batcher.waiting
+
     def header(self, revision: int) -> bytes:
         """An answer's field 1, ready to be followed by its body."""
         cached_revision, cached_term, encoded = self._header
@@ -161,7 +226,7 @@ class KvServer:
 
     def propose(self, proposals: list[Proposal]) -> None:
         """Never raises: every `done` is called once, on the loop, maybe before this returns."""
-        self._batcher.add(proposals, time.monotonic())
+        self._batcher.add(proposals, self.now())
         self.node.wake()
 
     async def propose_one(
@@ -183,7 +248,7 @@ class KvServer:
 
     def when_linearizable(self, done: Callable[[KvError | None], None]) -> None:
         """`done(None)` once the local state holds everything that was acknowledged before this call."""
-        self._barrier.add(done, time.monotonic())
+        self._barrier.add(done, self.now())
 
     async def linearizable(self) -> None:
         """The same for a task. Raises KvError."""
@@ -193,13 +258,18 @@ class KvServer:
         if error is not None:
             raise error
 
+    @property
+    def is_learner(self) -> bool:
+        own = self.peers.own
+        return own is not None and own.is_learner
+
     async def move_leader(self, to: int) -> None:
         """Hand leadership to member `to`. Raises KvError."""
         if self._leader_id != self.member_id:
             raise NOT_LEADER
         if to == self.member_id:
             return
-        if to not in self._names:
+        if to not in [voter.id for voter in self.peers.voters()]:
             raise BAD_LEADER_TRANSFEREE
         if not await self.node.transfer_leadership(to):
             raise TIMEOUT
@@ -208,9 +278,14 @@ class KvServer:
 
     async def start(self) -> None:
         """Take part, and return once everything that was known to be committed is applied again."""
+        await fail_async("startBeforeReplay")
+        await self.leases.load()
         await self.node.start()
         self._spawn(self._watch_node())
+        self._spawn(self.leases.run_keep_alives())
+        self._spawn(self.leases.run_time())
         self._spawn(self._barrier.run())
+        self._spawn(self.peers.run())
         self._spawn(self._housekeeper.run(self.node))
         self._spawn(self._housekeeper.run_compaction())
         self._on_beat()
@@ -228,12 +303,16 @@ class KvServer:
         """Answer those who wait, end the node, make the state durable. The caller closes the store."""
         self._batcher.stop()
         self._barrier.stop()
+        self.leases.stop()
         if self._beat is not None:
             self._beat.cancel()
         await self.node.stop()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.membership.stop()
+        await self.leader_calls.close()
+        await self.snapshots.stop()
         if not self._failed.done():
             await self.store.flush()
 
@@ -262,21 +341,19 @@ class KvServer:
         self.fail(await self.node.wait_failed())
 
     def _on_beat(self) -> None:
-        now = time.monotonic()
+        now = self.now()
         self._batcher.expire(now)
         self._barrier.expire(now)
+        self.peers.expire(now)
         connected = self.transport.connected()
         if connected != self._connected:
             for peer in sorted(connected - self._connected):
-                log.info("peer connected", peer=self._name_of(peer))
-                self._refusals.discard(f"{peer:x}")
+                log.info("peer connected", peer=self.peers.name_of(peer))
             for peer in sorted(self._connected - connected):
-                log.warning("peer disconnected", peer=self._name_of(peer))
+                log.warning("peer disconnected", peer=self.peers.name_of(peer))
             self._connected = connected
+            self.peers.note_connected(connected, now)
         self._beat = asyncio.get_running_loop().call_later(SLOT_SECONDS, self._on_beat)
-
-    def _name_of(self, member_id: int) -> str:
-        return self._names.get(member_id) or f"{member_id:x}"
 
     async def _publish(self) -> None:
         """Tell the cluster our name, client URLs and instance; again and again, until it is applied."""
@@ -302,20 +379,23 @@ class KvServer:
 
     def check_peer(self, peer: PeerIdentity) -> str | None:
         """Why `peer`, which is of this cluster, may not talk to us."""
-        member = self.cluster.member(peer.node_id)
-        if member is None:
-            return f"{peer.node_id:x} is not a member of this cluster"
-        return LOST_DATA if member.instance not in (0, peer.instance) else None
+        return self.peers.check(peer)
 
-    def refused(self, error: PeerRefused) -> None:
-        """A peer does not talk to us. Fatal when we have lost our data, or when nobody is left to lead or follow."""
-        self._refusals.add(str(error).partition(" ")[0])
-        if LOST_DATA in str(error) or len(self._names) - len(self._refusals) <= len(self._names) // 2:
-            self.fail(error)
+    def removed(self) -> None:
+        """A configuration without us is in force for ever: end, but see REMOVED_GRACE_SECONDS."""
+        if self._is_removed:
+            return
+        self._is_removed = True
+        log.warning("this member is removed from the cluster")
+        asyncio.get_running_loop().call_later(REMOVED_GRACE_SECONDS, self.fail, PeerRefused(REMOVED))
 
     # ApplySinks: what the applier tells
 
+    def members(self) -> None:
+        self.peers.refresh()
+
     def events(self, batch: list[RevisionEvents]) -> None:
+        fail("watchBeforeNotify")
         self.hub.notify(batch)
 
     def results(self, results: list[tuple[int, Result]]) -> None:
@@ -324,6 +404,12 @@ class KvServer:
     def applied(self, index: int, term: int) -> None:
         self._batcher.applied(term)
         self._housekeeper.visible()
+
+    def _swapped(self) -> None:
+        """The state is that of a snapshot: entries were passed over, maybe with requests of ours in them."""
+        self.peers.refresh()
+        self._batcher.jumped(self.store.seen.get(self.member_id, (0, 0)))
+        self._batcher.applied(self.store.applied_term)
 
     # What the node tells
 
@@ -337,14 +423,15 @@ class KvServer:
             elif status.role is Role.CANDIDATE:
                 log.info("campaigning", term=status.term)
             self._role = status.role
+        self.leases.role_changed(status.role is Role.LEADER, status.term)
         if status.leader_id != self._leader_id:
             before, self._leader_id = self._leader_id, status.leader_id
             if status.leader_id == NO_NODE:
-                log.warning("lost leader", leader=self._name_of(before), term=status.term)
+                log.warning("lost leader", leader=self.peers.name_of(before), term=status.term)
             else:
-                self._leader_since = time.monotonic()
+                self._leader_since = self.now()
                 if status.leader_id != self.member_id:
-                    log.info("found leader", leader=self._name_of(status.leader_id), term=status.term)
+                    log.info("found leader", leader=self.peers.name_of(status.leader_id), term=status.term)
             for listener in list(self.on_leader_change):
                 listener()
 
@@ -355,11 +442,17 @@ class KvServer:
             return TIMEOUT_LEADER_FAIL
         connected = self.transport.connected()
         if self._leader_id == self.member_id:
-            alone = len(connected) + 1 <= len(self._names) // 2
+            alone = len(connected) + 1 <= len(self.peers.table()) // 2
             return TIMEOUT_CONNECTION_LOST if alone else TIMEOUT
         if self._leader_id != NO_NODE and self._leader_id not in connected:
             return TIMEOUT_CONNECTION_LOST
         return TIMEOUT
+
+
+def read_configuration(data: bytes) -> tuple[bool, bytes]:
+    """A configuration entry's data, as the applier reads it: joint or not, and its context."""
+    configuration, context = decode_configuration(data)
+    return bool(configuration.voters_outgoing), context
 
 
 @final

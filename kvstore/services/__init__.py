@@ -3,12 +3,16 @@
 Generated base classes stand in for services of later versions: the front answers UNIMPLEMENTED for them.
 """
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, final
+
+from kvstore.errors import NOT_SUPPORTED_FOR_LEARNER, KvError
 
 if TYPE_CHECKING:
     from kvstore.rpc.base import RpcServer
     from kvstore.server.server import KvServer
     from kvstore.services.kv import KvService
+    from kvstore.services.lease import LeaseService
     from kvstore.services.watch import WatchService
 
 
@@ -16,16 +20,19 @@ if TYPE_CHECKING:
 class Services:
     """What `register` made: the services with tasks of their own."""
 
-    def __init__(self, kv: "KvService", watch: "WatchService") -> None:
+    def __init__(self, kv: "KvService", watch: "WatchService", lease: "LeaseService") -> None:
         self._kv = kv
         self._watch = watch
+        self._lease = lease
 
     def start(self) -> None:
         self._watch.start()
+        self._lease.start()
 
     async def stop(self) -> None:
         """Call after the front has stopped."""
         await self._watch.stop()
+        await self._lease.stop()
         await self._kv.stop()
 
 
@@ -35,21 +42,34 @@ def register(rpc: "RpcServer", server: "KvServer") -> Services:
     from kvstore.services.cluster import ClusterService
     from kvstore.services.history import HistoryService
     from kvstore.services.kv import KvService
+    from kvstore.services.lease import LeaseService
     from kvstore.services.maintenance import MaintenanceService
     from kvstore.services.watch import WatchService
 
+    rpc.refusal = partial(_learner_refusal, server)
     kv = KvService(server)
     kv.register(rpc)
     watch = WatchService(server)
     watch.register(rpc)
+    lease = LeaseService(server)
+    lease.register(rpc)
     rpc.add_servicer(rpc_pb2_grpc.add_ClusterServicer_to_server, _make(ClusterService, server))
     rpc.add_servicer(rpc_pb2_grpc.add_MaintenanceServicer_to_server, _make(MaintenanceService, server))
     rpc.add_servicer(history_pb2_grpc.add_HistoryServicer_to_server, _make(HistoryService, server))
-    rpc.add_servicer(rpc_pb2_grpc.add_LeaseServicer_to_server, _make(rpc_pb2_grpc.LeaseServicer))
     rpc.add_servicer(rpc_pb2_grpc.add_AuthServicer_to_server, _make(rpc_pb2_grpc.AuthServicer))
     rpc.add_servicer(v3lock_pb2_grpc.add_LockServicer_to_server, _make(v3lock_pb2_grpc.LockServicer))
     rpc.add_servicer(v3election_pb2_grpc.add_ElectionServicer_to_server, _make(v3election_pb2_grpc.ElectionServicer))
-    return Services(kv, watch)
+    return Services(kv, watch, lease)
+
+
+# What a learner answers: what may be stale, and what is about itself. Range looks at the request too.
+LEARNER_METHODS = frozenset(
+    ("/etcdserverpb.KV/Range", "/etcdserverpb.Maintenance/Status", "/etcdserverpb.Maintenance/Snapshot")
+)
+
+
+def _learner_refusal(server: "KvServer", method: str) -> KvError | None:
+    return NOT_SUPPORTED_FOR_LEARNER if server.is_learner and method not in LEARNER_METHODS else None
 
 
 def _make(servicer: Any, *arguments: object) -> Any:

@@ -1,9 +1,25 @@
-"""etcdserverpb.Cluster: who the members are. Changing that is not served by this version."""
+"""etcdserverpb.Cluster: who the members are, and changing it. Headers of this service carry no revision, as etcd's."""
 
 from typing import TYPE_CHECKING, Any
 
-from kvstore.pb.rpc_pb2 import MemberListRequest, MemberListResponse
+from kvstore.errors import MEMBER_BAD_URLS
+from kvstore.pb.command_pb2 import MemberChange
+from kvstore.pb.peer_pb2 import ChangeMembersResponse
+from kvstore.pb.rpc_pb2 import (
+    Member,
+    MemberAddRequest,
+    MemberAddResponse,
+    MemberListRequest,
+    MemberListResponse,
+    MemberPromoteRequest,
+    MemberPromoteResponse,
+    MemberRemoveRequest,
+    MemberRemoveResponse,
+    MemberUpdateRequest,
+    MemberUpdateResponse,
+)
 from kvstore.pb.rpc_pb2_grpc import ClusterServicer
+from kvstore.server.membership import check_peer_urls
 
 if TYPE_CHECKING:
     from kvstore.server.server import KvServer
@@ -17,6 +33,35 @@ class ClusterService(ClusterServicer):
         if request.linearizable:
             await self._server.linearizable()
         return MemberListResponse(
-            header=self._server.header_message(0),  # headers of this service carry no revision, as etcd's
+            header=self._server.header_message(0),
             members=[member.message() for member in self._server.cluster.members()],
         )
+
+    async def MemberAdd(self, request: MemberAddRequest, context: Any) -> MemberAddResponse:
+        urls = _peer_urls(request.peerURLs)
+        done = await self._change(MemberChange.ADD, Member(peerURLs=urls, isLearner=request.isLearner))
+        return MemberAddResponse(header=self._server.header_message(0), member=done.member, members=done.members)
+
+    async def MemberRemove(self, request: MemberRemoveRequest, context: Any) -> MemberRemoveResponse:
+        done = await self._change(MemberChange.REMOVE, Member(ID=request.ID))
+        return MemberRemoveResponse(header=self._server.header_message(0), members=done.members)
+
+    async def MemberUpdate(self, request: MemberUpdateRequest, context: Any) -> MemberUpdateResponse:
+        urls = _peer_urls(request.peerURLs)
+        done = await self._change(MemberChange.UPDATE, Member(ID=request.ID, peerURLs=urls))
+        return MemberUpdateResponse(header=self._server.header_message(0), members=done.members)
+
+    async def MemberPromote(self, request: MemberPromoteRequest, context: Any) -> MemberPromoteResponse:
+        done = await self._change(MemberChange.PROMOTE, Member(ID=request.ID))
+        return MemberPromoteResponse(header=self._server.header_message(0), members=done.members)
+
+    async def _change(self, op: MemberChange.Op.ValueType, member: Member) -> ChangeMembersResponse:
+        return await self._server.membership.change(MemberChange(op=op, member=member))
+
+
+def _peer_urls(urls: "list[str] | Any") -> list[str]:
+    """Sorted, as etcd keeps them."""
+    found = sorted([url.strip() for url in urls])
+    if not check_peer_urls(found):
+        raise MEMBER_BAD_URLS
+    return found

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import structlog
 from google.protobuf.message import DecodeError
 
-from kvstore.errors import MALFORMED, Code, KvError
+from kvstore.errors import MALFORMED, NOT_SUPPORTED_FOR_LEARNER, Code, KvError
 from kvstore.mvcc.encoding import range_body
 from kvstore.mvcc.range import range_, range_small
 from kvstore.pb.rpc_pb2 import CompactionRequest, DeleteRangeRequest, PutRequest, RangeRequest, TxnRequest
@@ -89,7 +89,7 @@ class KvService:
     async def _compact_physically(self, call: Call) -> None:
         """Answer when nothing is left on this member of what the compaction hides."""
         try:
-            result = await self._server.propose_one(Op.COMPACTION, call.request)
+            result = await self._server.propose_one(Op.COMPACTION, call.request, request_id=request_id_of(call))
             target = self._server.store.compact_revision
             while self._server.compactor.done_revision < target and not call.cancelled:  # noqa: ASYNC110
                 await asyncio.sleep(COMPACTION_POLL_SECONDS)
@@ -113,9 +113,10 @@ class KvService:
     def _propose(self, op: Op, calls: list[Call]) -> None:
         proposals = []
         for call in calls:
-            request_id = call.metadata.get(REQUEST_ID, "")
-            if not isinstance(request_id, str) or len(request_id) > REQUEST_ID_LENGTH_MAX:
-                call.fail(REQUEST_ID_TOO_LONG)
+            try:
+                request_id = request_id_of(call)
+            except KvError as error:
+                call.fail(error)
                 continue
             proposals.append(Proposal(op, call.request, partial(self._done, call), request_id=request_id))
         if proposals:
@@ -136,7 +137,10 @@ class KvService:
     def _read(self, reads: "list[tuple[Call, Read]]") -> None:
         local = [read for read in reads if is_serializable(read[1])]
         barred = [read for read in reads if not is_serializable(read[1])]
-        if barred:
+        if barred and self._server.is_learner:
+            for call, _ in barred:
+                call.fail(NOT_SUPPORTED_FOR_LEARNER)
+        elif barred:
             self._server.when_linearizable(partial(self._read_after, barred))
         self._read_now(local)
 
@@ -195,6 +199,14 @@ class KvService:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+def request_id_of(call: Call) -> str:
+    """The client's name for a change, or "". Raises KvError."""
+    request_id = call.metadata.get(REQUEST_ID, "")
+    if not isinstance(request_id, str) or len(request_id) > REQUEST_ID_LENGTH_MAX:
+        raise REQUEST_ID_TOO_LONG
+    return request_id
 
 
 def parsed(

@@ -48,6 +48,7 @@ class MaintenanceService(MaintenanceServicer):
             raftAppliedIndex=server.store.applied_index,
             errors=[] if server.has_leader else [NO_LEADER.message],
             dbSizeInUse=in_use,
+            isLearner=server.is_learner,
             storageVersion=STORAGE_VERSION,
         )
 

@@ -2,7 +2,7 @@
 
 The task catches unsynced watchers up, one slice each, while there is one whose stream takes more; it
 sleeps until the hub or a drained stream wakes it. The time makes periodic progress due, and ends streams
-that asked for a leader (metadata `hasleader`) when this member has had none for three election timeouts.
+that asked for a leader when there is none (services/leader_streams.py).
 """
 
 import asyncio
@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Final, final
 import structlog
 from google.protobuf.message import DecodeError
 
-from kvstore.errors import NO_LEADER, TOO_MANY_REQUESTS, Code, KvError
+from kvstore.errors import TOO_MANY_REQUESTS, Code, KvError
+from kvstore.failpoints import fail_async
 from kvstore.pb.rpc_pb2 import WatchRequest
 from kvstore.rpc.base import RpcServer, Stream
+from kvstore.services.leader_streams import LeaderStreams
 
 if TYPE_CHECKING:
     from kvstore.mvcc.watch import WatchStream
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 MALFORMED_MESSAGE: Final = KvError(Code.INTERNAL, "grpc: failed to unmarshal the received message: malformed message")
-ELECTION_TIMEOUTS: Final = 3  # without a leader, before streams that require one are ended
 TICK_SECONDS_MAX: Final = 1.0
 
 
@@ -34,9 +35,7 @@ class WatchService:
         self._wakeup = asyncio.Event()
         self._hub.wake = self._wakeup.set
         self._tasks: list[asyncio.Task[None]] = []
-        self._leader_streams: set[WatchHandler] = set()
-        self._leaderless_since: float | None = None
-        self._leaderless_max = ELECTION_TIMEOUTS * server.config.election_timeout / 1000
+        self._leader_streams = LeaderStreams(server)
 
     def register(self, rpc: RpcServer) -> None:
         rpc.add_stream("/etcdserverpb.Watch/Watch", self.open)
@@ -51,10 +50,7 @@ class WatchService:
 
     def open(self, stream: Stream) -> "WatchHandler":
         handler = WatchHandler(stream, self._hub.open_stream(stream), self._leader_streams)
-        if stream.metadata.get("hasleader") == "true":
-            self._leader_streams.add(handler)
-            if not self._server.has_leader:
-                stream.close(NO_LEADER)
+        self._leader_streams.opened(stream)
         return handler
 
     async def _catch_up(self) -> None:
@@ -62,6 +58,7 @@ class WatchService:
             await self._wakeup.wait()
             self._wakeup.clear()
             try:
+                await fail_async("watchBeforeSync")
                 while await self._hub.sync_unsynced():  # noqa: ASYNC110  # each call does a slice of work
                     await asyncio.sleep(0)
             except Exception:  # top of a task: a watch that cannot be caught up must not end all others
@@ -71,30 +68,21 @@ class WatchService:
 
     async def _tick(self) -> None:
         loop = asyncio.get_running_loop()
-        seconds = min(TICK_SECONDS_MAX, self._hub.limits.progress_seconds / 4, self._leaderless_max / 4)
+        seconds = min(TICK_SECONDS_MAX, self._hub.limits.progress_seconds / 4, self._leader_streams.seconds_max / 4)
         while True:
             self._hub.tick(loop.time())
-            self._end_leaderless(loop.time())
+            self._leader_streams.tick(loop.time())
             await asyncio.sleep(seconds)
-
-    def _end_leaderless(self, now: float) -> None:
-        if self._server.has_leader:
-            self._leaderless_since = None
-        elif self._leaderless_since is None:
-            self._leaderless_since = now
-        elif now - self._leaderless_since >= self._leaderless_max:
-            for handler in self._leader_streams:
-                handler.stream.close(NO_LEADER)
 
 
 @final
 class WatchHandler:
     """One stream: from bytes to the hub's calls."""
 
-    def __init__(self, stream: Stream, watches: "WatchStream", registry: "set[WatchHandler]") -> None:
+    def __init__(self, stream: Stream, watches: "WatchStream", leader_streams: LeaderStreams) -> None:
         self.stream = stream
         self._watches = watches
-        self._registry = registry
+        self._leader_streams = leader_streams
         # Answers are small and not counted against the budget, so somebody who only asks is stopped here.
         self._queued_bytes_max = 4 * watches.hub.limits.stream_bytes_max
 
@@ -126,4 +114,4 @@ class WatchHandler:
 
     def closed(self) -> None:
         self._watches.close()
-        self._registry.discard(self)
+        self._leader_streams.closed(self.stream)

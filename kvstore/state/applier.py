@@ -10,13 +10,16 @@ request, a row that is not there) is raised and must stop the member: to skip it
 Results are built only for requests that this member took in since it started, for nobody else waits.
 """
 
+from collections.abc import Callable
 from struct import Struct
 from typing import Final, Protocol, TypeAlias, final
 
 from kvstore import errors
 from kvstore.errors import KvError
+from kvstore.failpoints import fail_async
 from kvstore.mvcc.encoding import field, varint
 from kvstore.mvcc.events import RevisionEvents
+from kvstore.mvcc.leases import LeaseChange
 from kvstore.mvcc.store import MvccStore
 from kvstore.mvcc.transaction import WriteGroup
 from kvstore.pb.command_pb2 import Request, RequestBatch
@@ -24,6 +27,7 @@ from kvstore.pb.rpc_pb2 import PutRequest
 from kvstore.state import cluster
 from kvstore.state.checks import check_delete_range, check_put, check_txn
 from kvstore.state.command import UnknownRequest, decode_batch
+from kvstore.state.leases import apply_checkpoint, apply_grant, leases_to_revoke
 from kvstore.state.txn import AppliedResult, delete_range, put, refuse_put, txn
 
 __all__ = ["Applier", "ApplySinks", "AppliedResult", "LogEntry", "Result"]
@@ -31,6 +35,7 @@ __all__ = ["Applier", "ApplySinks", "AppliedResult", "LogEntry", "Result"]
 Result: TypeAlias = AppliedResult | KvError
 
 COMMAND: Final = 0  # the kind of entry that carries a RequestBatch
+CONFIGURATION: Final = 2  # ... a configuration of raft, with a MemberChange as its context
 GROUP_BYTES: Final = 512 << 10  # of new rows; a group ends behind the entry that reaches it
 
 _PAUSE_MASK: Final = 15  # the clock is looked at every 16 requests; long ones pause by themselves
@@ -50,8 +55,19 @@ class LogEntry(Protocol):
     def kind(self) -> int: ...
 
 
+# A configuration entry's data -> whether it is a joint one, and its context. This layer knows no raft.
+ReadConfiguration = Callable[[bytes], tuple[bool, bytes]]
+
+
+def _no_configurations(data: bytes) -> tuple[bool, bytes]:
+    raise UnknownRequest("a configuration entry, and nobody to read it")
+
+
 class ApplySinks(Protocol):
     """Who wants to know. Called in this order after each batch has become visible; must not raise."""
+
+    def members(self) -> None:
+        """The member table has changed."""
 
     def events(self, batch: list[RevisionEvents]) -> None: ...
 
@@ -63,11 +79,22 @@ class ApplySinks(Protocol):
 
 @final
 class Applier:
-    def __init__(self, store: MvccStore, member_id: int, boot: int, sinks: ApplySinks) -> None:
+    def __init__(
+        self,
+        store: MvccStore,
+        member_id: int,
+        boot: int,
+        sinks: ApplySinks,
+        read_configuration: ReadConfiguration = _no_configurations,
+        lease_sink: Callable[[list[LeaseChange]], None] | None = None,
+    ) -> None:
+        """lease_sink: told before the sinks what became of leases, for nobody else wants to know."""
         self._store = store
         self._member_id = member_id
         self._boot = boot
         self._sinks = sinks
+        self._read_configuration = read_configuration
+        self._lease_sink = lease_sink
 
     @property
     def applied_index(self) -> int:
@@ -80,6 +107,10 @@ class Applier:
             assert entry.index > self._store.applied_index, f"entry {entry.index} is applied already"
             if entry.kind == COMMAND:
                 results += await self._apply_batch(group, entry)
+            elif entry.kind == CONFIGURATION:
+                joint, context = self._read_configuration(entry.data)
+                await fail_async("memberBeforeApply")
+                cluster.apply_configuration(group, entry.data, context, joint)
             if group.size_bytes >= GROUP_BYTES:
                 await self._commit(group, entry, results)
                 group, results = WriteGroup(self._store), []
@@ -87,8 +118,14 @@ class Applier:
             await self._commit(group, entries[-1], results)
 
     async def _commit(self, group: WriteGroup, entry: LogEntry, results: list[tuple[int, Result]]) -> None:
+        await fail_async("applyBeforeCommit")
         await group.commit(entry.index, entry.term)
+        await fail_async("applyAfterCommit")
+        if group.leases.changes and self._lease_sink is not None:
+            self._lease_sink(group.leases.changes)
         sinks = self._sinks
+        if group.has_cluster_rows:
+            sinks.members()
         if group.events:
             sinks.events(group.events)
         if results:
@@ -97,6 +134,7 @@ class Applier:
 
     async def _apply_batch(self, group: WriteGroup, entry: LogEntry) -> list[tuple[int, Result]]:
         batch: RequestBatch = decode_batch(entry.data)
+        await fail_async("applyBeforeBatch")
         group.entry_time = max(group.entry_time, batch.time)
         results: list[tuple[int, Result]] = []
         origins: list[bytes] = []
@@ -112,8 +150,10 @@ class Applier:
             group.see(member, boot, sequence)
             if request.HasField("put"):
                 result = _apply_put(group, request.put, ours)
+            elif request.HasField("lease_revoke"):
+                result = await self._apply_revoke(group, request, entry.term, position, origins)
             else:
-                result = await self._apply_request(group, request, ours)
+                result = await self._apply_request(group, request, entry.term, ours)
             if group.end_request():
                 origins.append(_origin(group.revision_varint, position, request))
             if ours:
@@ -124,7 +164,20 @@ class Applier:
             group.put_record(_record(entry, group.entry_time, origins))
         return results
 
-    async def _apply_request(self, group: WriteGroup, request: Request, answer: bool) -> Result:
+    async def _apply_revoke(
+        self, group: WriteGroup, request: Request, term: int, position: int, origins: list[bytes]
+    ) -> Result:
+        """The one request that may have several revisions: each lease's keys go in one of their own."""
+        leases = leases_to_revoke(group, request, term)
+        if isinstance(leases, KvError):
+            return leases
+        for lease in leases:
+            await group.revoke(lease)
+            if group.end_request():
+                origins.append(_origin(group.revision_varint, position, request))
+        return AppliedResult(group.current_revision, b"")
+
+    async def _apply_request(self, group: WriteGroup, request: Request, term: int, answer: bool) -> Result:
         op = request.WhichOneof("op")
         try:
             if op == "txn":
@@ -134,10 +187,8 @@ class Applier:
                 check_delete_range(request.delete_range)
                 body = await delete_range(group, request.delete_range, answer)
                 return AppliedResult(group.latest_revision, body)
-            if op == "compaction":
-                return _apply_compaction(group, request.compaction.revision)
-            if op == "member_publish":
-                return cluster.apply_publish(group, request.member_publish)
+            if op in _SHORT_OPS:
+                return _SHORT_OPS[op](group, request, term)
         except KvError as error:
             return error.with_traceback(None)
         raise UnknownRequest(f"a request of type {op}: upgrade this member")
@@ -169,6 +220,16 @@ def _apply_compaction(group: WriteGroup, revision: int) -> Result:
         return errors.COMPACTED
     group.compact(revision)
     return AppliedResult(group.current_revision, b"")
+
+
+# Requests that are carried out in one short step. The number is the entry's term.
+_SHORT_OPS: Final[dict[str, Callable[[WriteGroup, Request, int], Result]]] = {
+    "compaction": lambda group, request, _: _apply_compaction(group, request.compaction.revision),
+    "lease_grant": lambda group, request, _: apply_grant(group, request),
+    "lease_checkpoint": lambda group, request, term: apply_checkpoint(group, request.lease_checkpoint, term),
+    "member_publish": lambda group, request, _: cluster.apply_publish(group, request.member_publish),
+    "member_update": lambda group, request, _: cluster.apply_update(group, request.member_update),
+}
 
 
 def _origin(revision: bytes, position: int, request: Request) -> bytes:

@@ -16,11 +16,14 @@ from kvstore.pb.rpc_pb2 import (
     CompactionRequest,
     Compare,
     DeleteRangeRequest,
+    LeaseGrantRequest,
     PutRequest,
     RangeRequest,
     RequestOp,
     TxnRequest,
 )
+
+LEASE_TTL_MAX: Final = 9_000_000_000  # seconds; etcd's
 
 _SORT_ORDERS: Final = frozenset(RangeRequest.SortOrder.values())
 _SORT_TARGETS: Final = frozenset(RangeRequest.SortTarget.values())
@@ -50,6 +53,11 @@ def check_put(request: PutRequest) -> None:
 def check_delete_range(request: DeleteRangeRequest) -> None:
     if not request.key:
         raise _refuse(errors.KEY_NOT_PROVIDED)
+
+
+def check_lease_grant(request: LeaseGrantRequest) -> None:
+    if request.TTL > LEASE_TTL_MAX:
+        raise _refuse(errors.LEASE_TTL_TOO_LARGE)
 
 
 def check_compaction(request: CompactionRequest) -> None:

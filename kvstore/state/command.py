@@ -28,6 +28,10 @@ class Op(IntEnum):
     TXN = 18
     COMPACTION = 19
     MEMBER_PUBLISH = 20
+    LEASE_GRANT = 21
+    LEASE_REVOKE = 22
+    LEASE_CHECKPOINT = 23
+    MEMBER_UPDATE = 24
 
 
 _OP_TAGS: Final = {op: varint(op << 3 | 2) for op in Op}

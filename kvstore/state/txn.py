@@ -58,7 +58,7 @@ class AppliedResult:
 
 def refuse_put(reader: Reader, request: PutRequest) -> KvError | None:
     """What only the state can tell. The order is etcd's: lease, then key."""
-    if request.lease:
+    if request.lease and not reader.has_lease(request.lease):
         return errors.LEASE_NOT_FOUND
     if (request.ignore_value or request.ignore_lease) and reader.get_latest(request.key) is None:
         return errors.KEY_NOT_FOUND
@@ -139,8 +139,9 @@ async def _holds(reader: Reader, compare: Compare) -> bool:
     scan = reader.scan_latest(low, high)
     budget = reader.budget()
     found = False
-    while rows := scan.rows(_CHUNK):
-        found = True
+    while not scan.done:
+        rows = scan.rows(_CHUNK)
+        found = found or bool(rows)
         if not all(_compares(compare, KeyValue.FromString(kv)) for _, kv in rows):
             return False
         await budget.pause_if_spent()

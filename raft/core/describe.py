@@ -10,13 +10,14 @@ from raft.messages import (
     Forward,
     Heartbeat,
     HeartbeatResponse,
+    InstallSnapshot,
     Message,
     ReadIndex,
     ReadIndexResponse,
     RequestVote,
     RequestVoteResponse,
 )
-from raft.types import Entry, EntryKind, NodeId, Role
+from raft.types import Configuration, Entry, EntryKind, NodeId, Role
 
 ROLES = {
     Role.FOLLOWER: "follower",
@@ -44,6 +45,19 @@ def entries(values: list[Entry]) -> str:
     return "[" + ", ".join([entry(value) for value in values]) + "]"
 
 
+def configuration(value: Configuration) -> str:
+    text = f"voters={_nodes(value.voters)}"
+    if value.learners:
+        text += f" learners={_nodes(value.learners)}"
+    if value.voters_outgoing:
+        text += f" outgoing={_nodes(value.voters_outgoing)}"
+    return text
+
+
+def _nodes(values: tuple[NodeId, ...]) -> str:
+    return ",".join([node(value) for value in values]) or "none"
+
+
 def message(m: Message) -> str:
     return f"{node(m.sender)} -> {node(m.to)} {body(m)}"
 
@@ -58,23 +72,30 @@ def body(m: Message) -> str:
     elif isinstance(m, AppendEntries):
         words.append(f"prev={m.prev_index}@{m.prev_term} {entries(m.entries)} commit={m.commit}")
     elif isinstance(m, AppendEntriesResponse):
-        if m.rejected:
-            words.append(f"rejected={m.rejected_index} hint={m.match_index}@{m.hint_term}")
-        else:
-            words.append(f"match={m.match_index}")
+        words.append(
+            f"rejected={m.rejected_index} hint={m.match_index}@{m.hint_term}"
+            if m.rejected
+            else f"match={m.match_index}"
+        )
     elif isinstance(m, Heartbeat):
-        words.append(f"commit={m.commit}")
-    elif isinstance(m, ReadIndexResponse):
-        words.append(f"index={m.index}")
-    elif isinstance(m, Forward):
-        words.append(f"proposals={len(m.data)}")
+        words.append(f"commit={m.commit}" + (" quiet" if m.quiet else ""))
+    else:
+        words += _rare(m)
     if isinstance(m, (AppendEntries, AppendEntriesResponse, Heartbeat, HeartbeatResponse)) and m.read_round:
         words.append(f"round={m.read_round}")
     if isinstance(m, (AppendEntries, Heartbeat)) and m.replicated_index:
         words.append(f"replicated={m.replicated_index}")
-    if isinstance(m, (ReadIndex, ReadIndexResponse)):
-        words.append(f"context={m.context}")
     return " ".join(words)
+
+
+def _rare(m: Message) -> list[str]:
+    if isinstance(m, InstallSnapshot):
+        return [f"snapshot={m.index}@{m.snapshot_term} {configuration(m.configuration)}"]
+    if isinstance(m, ReadIndexResponse):
+        return [f"index={m.index} context={m.context}"]
+    if isinstance(m, ReadIndex):
+        return [f"context={m.context}"]
+    return [f"proposals={len(m.data)}"] if isinstance(m, Forward) else []
 
 
 def _vote(m: RequestVote | RequestVoteResponse) -> str:

@@ -6,14 +6,20 @@ has no other vote in this term and the candidate's log is at least as up to date
 
 Who has heard a leader within an election timeout ignores requests for votes altogether: a member that
 was cut off cannot depose a leader that works (6.2, "disruptive servers"). Only the leader itself lifts
-that protection: it asks (S-05), or it hands over (3.10).
+that protection: it asks (S-05), or it hands over (3.10); and its death does, where the driver has seen it.
 
 Our vote leaves only in Ready.messages_after_save, so a restarted node cannot vote twice (S-02); our own
 vote counts only when it is saved too (S-10).
 """
 
 from raft.core import quorum
-from raft.core.roles import become_candidate, become_follower, become_leader, become_pre_candidate
+from raft.core.roles import (
+    become_candidate,
+    become_follower,
+    become_leader,
+    become_pre_candidate,
+    reset_election_timer,
+)
 from raft.core.state import Raft, is_voter, send, trace
 from raft.messages import RequestVote, RequestVoteResponse
 from raft.types import NO_NODE, NodeId, Role
@@ -37,18 +43,61 @@ def campaign(r: Raft, transfer: bool) -> None:
 
 
 def promotable(r: Raft) -> bool:
-    """Learners and removed members neither start an election nor win one (S-11)."""
-    return r.role is not Role.LEADER and is_voter(r, r.node_id)
+    """Learners and removed members neither start an election nor win one (S-11); nor does who is about to replace
+    its log (S-09).
+
+    A voter that C_new leaves out may be one of the few that hold C_new, and then nobody else can be elected. It
+    stays a candidate, without counting its own vote, until C_new is committed (4.2.2, Figure 4.6).
+    """
+    if r.role is Role.LEADER or r.snapshot is not None:
+        return False
+    if is_voter(r, r.node_id):
+        return True
+    if r.configurations[-1][0] <= r.log.commit_index or len(r.configurations) < 2:
+        return False
+    before = r.configurations[-2][1]
+    return r.node_id in before.voters or r.node_id in before.voters_outgoing
 
 
 def protects_leader(r: Raft, m: RequestVote) -> bool:
     """Whether a leader was heard so recently that this request must not disturb it (6.2)."""
+    if m.transfer:
+        return False
+    if promised(r, m.sender):
+        return True
     return (
         r.config.check_quorum
+        and m.term > r.term
         and r.leader_id not in (NO_NODE, m.sender)
-        and not m.transfer
-        and (r.role is Role.LEADER or r.election_elapsed < r.config.election_ticks)
+        and (r.role is Role.LEADER or (r.election_elapsed < r.config.election_ticks and not r.leader_lost))
     )
+
+
+def promised(r: Raft, candidate: NodeId) -> bool:
+    """Lease reads: whether a leader may still answer reads because we heard it. Outlives its term."""
+    return r.config.lease_reads and r.clock < r.promised_until and r.promised_to != candidate
+
+
+def heard_leader(r: Raft, leader_id: NodeId) -> None:
+    config = r.config
+    reset_election_timer(r)
+    if config.lease_reads:
+        r.promised_until = r.clock + config.election_ticks
+        r.promised_to = leader_id
+
+
+def leader_unreachable(r: Raft) -> None:
+    """The leader's process is gone, says the driver: ask for an election now, not after the election timeout.
+
+    After a short random delay, lest all that saw it campaign at once. A pre-vote, so that one who is wrong harms
+    nobody: those who hear the leader refuse it. A lease rests on the timeout, so it takes this away.
+    """
+    if r.role is not Role.FOLLOWER or r.leader_id == NO_NODE or not r.config.pre_vote or r.config.lease_reads:
+        return
+    r.leader_lost = True
+    delay = 1 + r.rng.below(2 * r.config.heartbeat_ticks)
+    r.election_timeout = min(r.election_timeout, r.election_elapsed + delay)
+    trace(r, f"cannot reach the leader n{r.leader_id:x}")
 
 
 def handle_request_vote(r: Raft, m: RequestVote) -> None:

@@ -5,15 +5,21 @@ Matching). Only a real conflict cuts our log: a late or repeated append must not
 later one brought (S-16). The answer leaves after the save, so it speaks of our disk.
 """
 
-from raft.core.roles import reset_election_timer
+from raft.core import membership
+from raft.core.election import heard_leader
 from raft.core.state import Raft, send, trace
 from raft.messages import AppendEntries, AppendEntriesResponse, Heartbeat, HeartbeatResponse
-from raft.types import Index
+from raft.types import EntryKind, Index
+
+CONFIGURATION = EntryKind.CONFIGURATION
 
 
 def handle_append_entries(r: Raft, m: AppendEntries) -> None:
-    reset_election_timer(r)
+    heard_leader(r, m.sender)
     log = r.log
+    if r.snapshot is not None:
+        trace(r, f"dropped AppendEntries from n{m.sender:x}: a snapshot is being installed")
+        return
     if m.prev_index < log.commit_index:
         # Late. What is committed agrees with every leader (3.6.3), whatever this append says of it.
         _answer(r, m, log.commit_index)
@@ -28,7 +34,12 @@ def handle_append_entries(r: Raft, m: AppendEntries) -> None:
         if index < log.last_index:
             trace(r, f"truncates {index + 1}..{log.last_index}")
             log.truncate(index)
-        log.append(m.entries[fresh:] if fresh else m.entries)
+            membership.truncated(r, index)
+        entries = m.entries[fresh:] if fresh else m.entries
+        log.append(entries)
+        for entry in entries:
+            if entry.kind is CONFIGURATION:
+                membership.appended(r, entry)
     # Only what this leader is known to hold (S-15), and never backwards (S-13).
     _commit(r, min(m.commit, verified_index))
     _learn_replicated(r, m.replicated_index)
@@ -36,10 +47,12 @@ def handle_append_entries(r: Raft, m: AppendEntries) -> None:
 
 
 def handle_heartbeat(r: Raft, m: Heartbeat) -> None:
-    reset_election_timer(r)
-    _commit(r, m.commit)
+    heard_leader(r, m.sender)
+    if r.snapshot is None:
+        _commit(r, m.commit)
     _learn_replicated(r, m.replicated_index)
-    send(r, HeartbeatResponse(m.sender, r.node_id, r.term, m.read_round))
+    if not m.quiet:
+        send(r, HeartbeatResponse(m.sender, r.node_id, r.term, m.read_round))
 
 
 def _first_new(r: Raft, m: AppendEntries) -> int:

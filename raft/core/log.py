@@ -115,6 +115,18 @@ class RaftLog:
         del self._tail[:same]
         self.stable_index += same
 
+    def restore(self, index: Index, term: Term) -> None:
+        """A snapshot of the state machine took the place of the whole log; it starts after index@term (5.3)."""
+        reader = self._reader
+        assert (reader.first_index, reader.last_index) == (index + 1, index), (
+            f"the stored log ends at {reader.last_index}"
+        )
+        self._tail.clear()
+        self.last_index = self.stable_index = self.commit_index = self.applying_index = self.applied_index = index
+        self.last_term = term
+        self._applying.clear()
+        self.applying_bytes = 0
+
     def commit_to(self, index: Index) -> None:
         assert index >= self.commit_index, f"commit went back {self.commit_index} -> {index}"
         assert index <= self.last_index, f"commit {index} beyond last {self.last_index}"
@@ -134,7 +146,9 @@ class RaftLog:
         return found
 
     def applied(self, index: Index) -> None:
-        assert self.applied_index <= index <= self.applying_index, f"applied {index} of ..{self.applying_index}"
+        assert index <= self.applying_index, f"applied {index} of ..{self.applying_index}"
+        if index < self.applied_index:
+            return  # said before a snapshot was installed, heard after it
         self.applied_index = index
         applying = self._applying
         while applying and applying[0][0] <= index:

@@ -10,12 +10,25 @@ rejections too, and the term of an answer says whose number it is.
 
 A read never joins a round that has begun: an echo under way proves nothing about the time after it was
 sent. A follower asks its leader for the index and answers its own readers.
+
+Lease reads (6.4.1), `Config.lease_reads`: who hears a leader votes for nobody else for election_ticks of
+its own clock, so a leader need not ask again while a quorum's echoes are young. Each heartbeat interval
+begins a round; if a quorum has echoed one that began n ticks ago, with
+
+    n + 1 <= (election_ticks - 1) * (1 - lease_read_drift)
+
+no other leader can have been elected: n + 1 ticks is more than has really passed, election_ticks - 1 is
+less than what each of them waits, and no clock runs faster than 1 / (1 - lease_read_drift) of the leader's.
+That bound is an assumption about clocks and about drivers: every tick must be told, those of a stall too
+(`RawNode.tick(passed)`), before a read is asked. All members need the same setting. A voter keeps its
+promise over terms, and a starting one as if it had just made it; a leader that sent a TimeoutNow has no
+lease for the rest of its term, since its target may campaign at any time (S-40).
 """
 
 from raft.core import quorum
 from raft.core.state import Raft, ReadRound, send
 from raft.messages import ReadIndex, ReadIndexResponse
-from raft.types import INDEX_MAX, NO_NODE, NodeId, ReadState, Role
+from raft.types import INDEX_MAX, NO_NODE, Index, NodeId, ReadState, Role
 
 
 def read_index(r: Raft) -> int | None:
@@ -54,6 +67,11 @@ def begin(r: Raft) -> None:
     r.read_context = None
     if not can_begin(r):
         return
+    if r.config.lease_reads and holds_lease(r):
+        for asker, context in r.reads_waiting:
+            _answer(r, asker, context, r.log.commit_index)
+        r.reads_waiting.clear()
+        return
     r.read_round += 1
     r.read_rounds.append(ReadRound(r.read_round, r.log.commit_index, list(r.reads_waiting)))
     r.reads_waiting.clear()
@@ -66,6 +84,9 @@ def echoed(r: Raft, sender: NodeId, read_round: int) -> None:
     """`sender` still took us for the leader of this term when it answered."""
     if read_round > r.progress[sender].echoed_round:
         r.progress[sender].echoed_round = read_round
+        for number, clock in r.round_clocks:  # empty without lease reads
+            if number <= read_round:
+                r.progress[sender].lease_clock = clock
         if r.read_rounds:
             confirm(r)
 
@@ -77,7 +98,28 @@ def confirm(r: Raft) -> None:
     while r.read_rounds and r.read_rounds[0].number <= rounds:
         confirmed = r.read_rounds.popleft()
         for asker, context in confirmed.requests:
-            if asker == r.node_id:
-                r.read_states.append(ReadState(context, confirmed.index))
-            else:
-                send(r, ReadIndexResponse(asker, r.node_id, r.term, context, confirmed.index))
+            _answer(r, asker, context, confirmed.index)
+
+
+def tick(r: Raft) -> None:
+    """A heartbeat interval of a leader begins: its echoes renew the lease."""
+    if r.config.lease_reads:
+        r.read_round += 1
+        r.round_clocks.append((r.read_round, r.clock))
+        r.progress[r.node_id].echoed_round = r.read_round
+
+
+def holds_lease(r: Raft) -> bool:
+    """Whether nobody else can lead yet, as far as clocks can be trusted."""
+    if not r.config.lease_reads or r.role is not Role.LEADER or r.handed_over or r.transfer_target != NO_NODE:
+        return False
+    clocks = {peer.node_id: peer.lease_clock for peer in r.progress.values()}
+    clocks[r.node_id] = r.clock
+    return r.clock - quorum.reached(r.configuration, clocks) <= r.lease_ticks
+
+
+def _answer(r: Raft, asker: NodeId, context: int, index: Index) -> None:
+    if asker == r.node_id:
+        r.read_states.append(ReadState(context, index))
+    else:
+        send(r, ReadIndexResponse(asker, r.node_id, r.term, context, index))

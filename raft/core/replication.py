@@ -53,12 +53,14 @@ def flush(r: Raft) -> None:
             continue
         if r.heartbeat_due:
             peer.overdue = peer.unanswered
-        if not _maybe_send_append(r, peer) and (
-            r.heartbeat_due
-            or peer.round_sent < r.read_round
-            or peer.commit_told < min(r.log.commit_index, peer.match_index)
-        ):
-            _send_heartbeat(r, peer)
+            if peer.snapshot_index:
+                _probe_snapshot(r, peer)
+        if _maybe_send_append(r, peer):
+            continue
+        if r.heartbeat_due or peer.round_sent < r.read_round:
+            _send_heartbeat(r, peer, quiet=False)
+        elif peer.commit_told < min(r.log.commit_index, peer.match_index):
+            _send_heartbeat(r, peer, quiet=True)
     r.heartbeat_due = False
 
 
@@ -114,8 +116,8 @@ def _advance(r: Raft, match_index: Index) -> bool:
 
 
 def _handle_rejection(r: Raft, peer: Progress, m: AppendEntriesResponse) -> None:
-    if m.rejected_index <= peer.match_index:
-        return  # late: the logs are known to agree there
+    if m.rejected_index <= peer.match_index or peer.state is ProgressState.SNAPSHOT:
+        return  # late: the logs are known to agree there, or a snapshot is on its way
     if peer.state is ProgressState.REPLICATE:
         # Something between was lost or overtaken; the agreed point is known.
         trace(r, f"probes n{peer.node_id:x} from {peer.match_index + 1}: it refused {m.rejected_index}")
@@ -145,7 +147,9 @@ def _maybe_send_append(r: Raft, peer: Progress) -> bool:
         entries = r.log.entries(peer.next_index, last_index, r.config.append_bytes_max) if wanted else []
     except Compacted:
         trace(r, f"n{peer.node_id:x} needs a snapshot: {peer.next_index} is compacted")
-        peer.become_snapshot()
+        base_index = r.log.first_index - 1
+        peer.become_snapshot(base_index, r.log.term_at(base_index))
+        r.snapshots_to_send.append(peer.node_id)
         return False
     commit = r.log.commit_index
     prev_index = peer.next_index - 1
@@ -173,9 +177,15 @@ def _maybe_send_append(r: Raft, peer: Progress) -> bool:
     return True
 
 
-def _send_heartbeat(r: Raft, peer: Progress) -> None:
+def _probe_snapshot(r: Raft, peer: Progress) -> None:
+    """Ask whether the member has what a snapshot holds: its acknowledgement may be lost. A refusal says nothing new."""
+    prev_index, prev_term = peer.snapshot_index, peer.snapshot_term
+    send(r, AppendEntries(peer.node_id, r.node_id, r.term, prev_index, prev_term, [], r.log.commit_index))
+
+
+def _send_heartbeat(r: Raft, peer: Progress, quiet: bool) -> None:
     # A heartbeat proves nothing about the member's log, so it may only commit what is known to agree.
     commit = min(r.log.commit_index, peer.match_index)
-    send(r, Heartbeat(peer.node_id, r.node_id, r.term, commit, r.read_round, r.replicated_index))
+    send(r, Heartbeat(peer.node_id, r.node_id, r.term, commit, r.read_round, r.replicated_index, quiet))
     peer.round_sent = r.read_round
     peer.commit_told = max(peer.commit_told, commit)

@@ -10,12 +10,16 @@ What belongs to one term (vote, votes, progress, reads, transfer) is forgotten w
 
 from raft.core.progress import Progress
 from raft.core.state import Raft, append_entries, trace
+from raft.messages import RequestVote
 from raft.types import NO_NODE, Entry, EntryKind, NodeId, Role, Term
 
 
 def become_follower(r: Raft, term: Term, leader_id: NodeId) -> None:
     assert term >= r.term, f"term went back {r.term} -> {term}"
     changed = r.role is not Role.FOLLOWER or term != r.term or leader_id != r.leader_id
+    if r.role in (Role.CANDIDATE, Role.PRE_CANDIDATE):
+        # Requests that have not left claim a log that the leader may replace before they do.
+        r.messages_after_save = [sent for sent in r.messages_after_save if not isinstance(sent, RequestVote)]
     _reset(r, term)
     r.role = Role.FOLLOWER
     r.leader_id = leader_id
@@ -46,7 +50,8 @@ def become_leader(r: Raft) -> None:
     r.role = Role.LEADER
     r.leader_id = r.node_id
     next_index = r.log.last_index + 1
-    r.progress = {member: Progress(member, next_index) for member in r.configuration.members()}
+    members = sorted({*r.configuration.members(), r.node_id})  # C_new may leave us out (4.2.2)
+    r.progress = {member: Progress(member, next_index) for member in members}
     own = r.progress[r.node_id]
     own.accept(r.log.stable_index)
     own.next_index = next_index
@@ -58,8 +63,10 @@ def become_leader(r: Raft) -> None:
 
 def reset_election_timer(r: Raft) -> None:
     """Randomised, so that split votes are rare and end (3.4)."""
+    election_ticks = r.config.election_ticks
     r.election_elapsed = 0
-    r.election_timeout = r.config.election_ticks + r.rng.below(r.config.election_ticks)
+    r.election_timeout = election_ticks + r.rng.below(election_ticks)
+    r.leader_lost = False
 
 
 def _reset(r: Raft, term: Term) -> None:
@@ -72,15 +79,19 @@ def _reset(r: Raft, term: Term) -> None:
     r.heartbeat_elapsed = 0
     r.votes = {}
     r.progress = {}
+    r.leaving = {}
+    r.snapshots_to_send = []
     r.noop_index = 0
     r.uncommitted.clear()
     r.uncommitted_bytes = 0
     r.transfer_target = NO_NODE
     r.transfer_elapsed = 0
+    r.handed_over = False
     r.heartbeat_due = False
     r.send_due = False
     # Reads of a lost leadership are never answered; whoever waits asks again with a new context.
     r.read_round = 0
     r.read_rounds.clear()
+    r.round_clocks.clear()
     r.reads_waiting.clear()
     r.read_context = None

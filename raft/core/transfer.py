@@ -6,6 +6,7 @@ asked for it. If the target does not lead within an election timeout, the leader
 """
 
 from raft.core import election
+from raft.core.roles import become_follower
 from raft.core.state import Raft, is_voter, send, trace
 from raft.messages import TimeoutNow
 from raft.types import NO_NODE, NodeId, Role
@@ -42,6 +43,8 @@ def tick(r: Raft) -> None:
     if r.transfer_elapsed >= r.config.election_ticks:
         trace(r, f"gives up the transfer to n{r.transfer_target:x}")
         r.transfer_target = NO_NODE
+        if not is_voter(r, r.node_id) and r.configurations[-1][0] <= r.log.commit_index:
+            become_follower(r, r.term, NO_NODE)  # who left does not lead on (4.2.2)
 
 
 def handle_timeout_now(r: Raft, m: TimeoutNow) -> None:
@@ -55,6 +58,7 @@ def handle_timeout_now(r: Raft, m: TimeoutNow) -> None:
 def _maybe_time_out_target(r: Raft) -> bool:
     if r.progress[r.transfer_target].match_index < r.log.last_index:
         return False
+    r.handed_over = True
     send(r, TimeoutNow(r.transfer_target, r.node_id, r.term))
     return True
 

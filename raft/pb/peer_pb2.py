@@ -24,43 +24,53 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _POOL.AddSerializedFile(b'\n\x12raft/v1/peer.proto\x12\x07raft.v1\"N\n\x05Hello\x12\x0e\n\x06\x66ormat\x18\x01 \x01(\r\x12\x12\n\ncluster_id\x18\x02 \x01(\x06\x12\x0f\n\x07node_id\x18\x03 \x01(\x06\x12\x10\n\x08instance\x18\x04 \x01(\x06\"T\n\x05\x45ntry\x12\r\n\x05index\x18\x01 \x01(\x04\x12\x0c\n\x04term\x18\x02 \x01(\x04\x12 \n\x04kind\x18\x03 \x01(\x0e\x32\x12.raft.v1.EntryKind\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\"2\n\x0cMessageBatch\x12\"\n\x08messages\x18\x01 \x03(\x0b\x32\x10.raft.v1.Message\"\xb6\x04\n\x07Message\x12\n\n\x02to\x18\x01 \x01(\x06\x12\x0e\n\x06sender\x18\x02 \x01(\x06\x12\x0c\n\x04term\x18\x03 \x01(\x04\x12,\n\x0crequest_vote\x18\x04 \x01(\x0b\x32\x14.raft.v1.RequestVoteH\x00\x12=\n\x15request_vote_response\x18\x05 \x01(\x0b\x32\x1c.raft.v1.RequestVoteResponseH\x00\x12\x30\n\x0e\x61ppend_entries\x18\x06 \x01(\x0b\x32\x16.raft.v1.AppendEntriesH\x00\x12\x41\n\x17\x61ppend_entries_response\x18\x07 \x01(\x0b\x32\x1e.raft.v1.AppendEntriesResponseH\x00\x12\'\n\theartbeat\x18\x08 \x01(\x0b\x32\x12.raft.v1.HeartbeatH\x00\x12\x38\n\x12heartbeat_response\x18\t \x01(\x0b\x32\x1a.raft.v1.HeartbeatResponseH\x00\x12(\n\nread_index\x18\n \x01(\x0b\x32\x12.raft.v1.ReadIndexH\x00\x12\x39\n\x13read_index_response\x18\x0b \x01(\x0b\x32\x1a.raft.v1.ReadIndexResponseH\x00\x12*\n\x0btimeout_now\x18\x0c \x01(\x0b\x32\x13.raft.v1.TimeoutNowH\x00\x12#\n\x07\x66orward\x18\r \x01(\x0b\x32\x10.raft.v1.ForwardH\x00\x42\x06\n\x04\x62ody\"X\n\x0bRequestVote\x12\x10\n\x08pre_vote\x18\x01 \x01(\x08\x12\x10\n\x08transfer\x18\x02 \x01(\x08\x12\x12\n\nlast_index\x18\x03 \x01(\x04\x12\x11\n\tlast_term\x18\x04 \x01(\x04\"8\n\x13RequestVoteResponse\x12\x10\n\x08pre_vote\x18\x01 \x01(\x08\x12\x0f\n\x07granted\x18\x02 \x01(\x08\"\x95\x01\n\rAppendEntries\x12\x12\n\nprev_index\x18\x01 \x01(\x04\x12\x11\n\tprev_term\x18\x02 \x01(\x04\x12\x1f\n\x07\x65ntries\x18\x03 \x03(\x0b\x32\x0e.raft.v1.Entry\x12\x0e\n\x06\x63ommit\x18\x04 \x01(\x04\x12\x12\n\nread_round\x18\x05 \x01(\x04\x12\x18\n\x10replicated_index\x18\x06 \x01(\x04\"}\n\x15\x41ppendEntriesResponse\x12\x10\n\x08rejected\x18\x01 \x01(\x08\x12\x13\n\x0bmatch_index\x18\x02 \x01(\x04\x12\x11\n\thint_term\x18\x03 \x01(\x04\x12\x16\n\x0erejected_index\x18\x04 \x01(\x04\x12\x12\n\nread_round\x18\x05 \x01(\x04\"I\n\tHeartbeat\x12\x0e\n\x06\x63ommit\x18\x01 \x01(\x04\x12\x12\n\nread_round\x18\x02 \x01(\x04\x12\x18\n\x10replicated_index\x18\x03 \x01(\x04\"\'\n\x11HeartbeatResponse\x12\x12\n\nread_round\x18\x01 \x01(\x04\"\x1c\n\tReadIndex\x12\x0f\n\x07\x63ontext\x18\x01 \x01(\x04\"3\n\x11ReadIndexResponse\x12\x0f\n\x07\x63ontext\x18\x01 \x01(\x04\x12\r\n\x05index\x18\x02 \x01(\x04\"\x0c\n\nTimeoutNow\"\x17\n\x07\x46orward\x12\x0c\n\x04\x64\x61ta\x18\x01 \x03(\x0c*5\n\tEntryKind\x12\x0b\n\x07\x43OMMAND\x10\x00\x12\x08\n\x04NOOP\x10\x01\x12\x11\n\rCONFIGURATION\x10\x02\x32;\n\x04Peer\x12\x33\n\x06Stream\x12\x15.raft.v1.MessageBatch\x1a\x0e.raft.v1.Hello(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _POOL.AddSerializedFile(b'\n\x12raft/v1/peer.proto\x12\x07raft.v1\"N\n\x05Hello\x12\x0e\n\x06\x66ormat\x18\x01 \x01(\r\x12\x12\n\ncluster_id\x18\x02 \x01(\x06\x12\x0f\n\x07node_id\x18\x03 \x01(\x06\x12\x10\n\x08instance\x18\x04 \x01(\x06\"k\n\rSnapshotChunk\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x17.raft.v1.SnapshotHeaderH\x00\x12\'\n\x05piece\x18\x02 \x01(\x0b\x32\x16.raft.v1.SnapshotPieceH\x00\x42\x06\n\x04\x62ody\"~\n\x0eSnapshotHeader\x12\x0c\n\x04term\x18\x01 \x01(\x04\x12\r\n\x05index\x18\x02 \x01(\x04\x12\x12\n\nindex_term\x18\x03 \x01(\x04\x12\x15\n\rconfiguration\x18\x04 \x01(\x0c\x12$\n\x05\x66iles\x18\x05 \x03(\x0b\x32\x15.raft.v1.SnapshotFile\":\n\x0cSnapshotFile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x0e\n\x06sha256\x18\x03 \x01(\x0c\"H\n\rSnapshotPiece\x12\x0c\n\x04\x66ile\x18\x01 \x01(\r\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0b\n\x03\x63rc\x18\x03 \x01(\x07\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\"o\n\x0bSnapshotAck\x12\x1d\n\x05hello\x18\x01 \x01(\x0b\x32\x0e.raft.v1.Hello\x12\x0f\n\x07offsets\x18\x02 \x03(\x04\x12\r\n\x05taken\x18\x03 \x01(\x04\x12\x11\n\tinstalled\x18\x04 \x01(\x08\x12\x0e\n\x06\x66\x61iled\x18\x05 \x01(\t\"T\n\x05\x45ntry\x12\r\n\x05index\x18\x01 \x01(\x04\x12\x0c\n\x04term\x18\x02 \x01(\x04\x12 \n\x04kind\x18\x03 \x01(\x0e\x32\x12.raft.v1.EntryKind\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\"2\n\x0cMessageBatch\x12\"\n\x08messages\x18\x01 \x03(\x0b\x32\x10.raft.v1.Message\"\xb6\x04\n\x07Message\x12\n\n\x02to\x18\x01 \x01(\x06\x12\x0e\n\x06sender\x18\x02 \x01(\x06\x12\x0c\n\x04term\x18\x03 \x01(\x04\x12,\n\x0crequest_vote\x18\x04 \x01(\x0b\x32\x14.raft.v1.RequestVoteH\x00\x12=\n\x15request_vote_response\x18\x05 \x01(\x0b\x32\x1c.raft.v1.RequestVoteResponseH\x00\x12\x30\n\x0e\x61ppend_entries\x18\x06 \x01(\x0b\x32\x16.raft.v1.AppendEntriesH\x00\x12\x41\n\x17\x61ppend_entries_response\x18\x07 \x01(\x0b\x32\x1e.raft.v1.AppendEntriesResponseH\x00\x12\'\n\theartbeat\x18\x08 \x01(\x0b\x32\x12.raft.v1.HeartbeatH\x00\x12\x38\n\x12heartbeat_response\x18\t \x01(\x0b\x32\x1a.raft.v1.HeartbeatResponseH\x00\x12(\n\nread_index\x18\n \x01(\x0b\x32\x12.raft.v1.ReadIndexH\x00\x12\x39\n\x13read_index_response\x18\x0b \x01(\x0b\x32\x1a.raft.v1.ReadIndexResponseH\x00\x12*\n\x0btimeout_now\x18\x0c \x01(\x0b\x32\x13.raft.v1.TimeoutNowH\x00\x12#\n\x07\x66orward\x18\r \x01(\x0b\x32\x10.raft.v1.ForwardH\x00\x42\x06\n\x04\x62ody\"X\n\x0bRequestVote\x12\x10\n\x08pre_vote\x18\x01 \x01(\x08\x12\x10\n\x08transfer\x18\x02 \x01(\x08\x12\x12\n\nlast_index\x18\x03 \x01(\x04\x12\x11\n\tlast_term\x18\x04 \x01(\x04\"8\n\x13RequestVoteResponse\x12\x10\n\x08pre_vote\x18\x01 \x01(\x08\x12\x0f\n\x07granted\x18\x02 \x01(\x08\"\x95\x01\n\rAppendEntries\x12\x12\n\nprev_index\x18\x01 \x01(\x04\x12\x11\n\tprev_term\x18\x02 \x01(\x04\x12\x1f\n\x07\x65ntries\x18\x03 \x03(\x0b\x32\x0e.raft.v1.Entry\x12\x0e\n\x06\x63ommit\x18\x04 \x01(\x04\x12\x12\n\nread_round\x18\x05 \x01(\x04\x12\x18\n\x10replicated_index\x18\x06 \x01(\x04\"}\n\x15\x41ppendEntriesResponse\x12\x10\n\x08rejected\x18\x01 \x01(\x08\x12\x13\n\x0bmatch_index\x18\x02 \x01(\x04\x12\x11\n\thint_term\x18\x03 \x01(\x04\x12\x16\n\x0erejected_index\x18\x04 \x01(\x04\x12\x12\n\nread_round\x18\x05 \x01(\x04\"X\n\tHeartbeat\x12\x0e\n\x06\x63ommit\x18\x01 \x01(\x04\x12\x12\n\nread_round\x18\x02 \x01(\x04\x12\x18\n\x10replicated_index\x18\x03 \x01(\x04\x12\r\n\x05quiet\x18\x04 \x01(\x08\"\'\n\x11HeartbeatResponse\x12\x12\n\nread_round\x18\x01 \x01(\x04\"\x1c\n\tReadIndex\x12\x0f\n\x07\x63ontext\x18\x01 \x01(\x04\"3\n\x11ReadIndexResponse\x12\x0f\n\x07\x63ontext\x18\x01 \x01(\x04\x12\r\n\x05index\x18\x02 \x01(\x04\"\x0c\n\nTimeoutNow\"\x17\n\x07\x46orward\x12\x0c\n\x04\x64\x61ta\x18\x01 \x03(\x0c*5\n\tEntryKind\x12\x0b\n\x07\x43OMMAND\x10\x00\x12\x08\n\x04NOOP\x10\x01\x12\x11\n\rCONFIGURATION\x10\x02\x32y\n\x04Peer\x12\x33\n\x06Stream\x12\x15.raft.v1.MessageBatch\x1a\x0e.raft.v1.Hello(\x01\x30\x01\x12<\n\x08Snapshot\x12\x16.raft.v1.SnapshotChunk\x1a\x14.raft.v1.SnapshotAck(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'raft.v1.peer_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ENTRYKIND']._serialized_start=1483
-  _globals['_ENTRYKIND']._serialized_end=1536
+  _globals['_ENTRYKIND']._serialized_start=1982
+  _globals['_ENTRYKIND']._serialized_end=2035
   _globals['_HELLO']._serialized_start=31
   _globals['_HELLO']._serialized_end=109
-  _globals['_ENTRY']._serialized_start=111
-  _globals['_ENTRY']._serialized_end=195
-  _globals['_MESSAGEBATCH']._serialized_start=197
-  _globals['_MESSAGEBATCH']._serialized_end=247
-  _globals['_MESSAGE']._serialized_start=250
-  _globals['_MESSAGE']._serialized_end=816
-  _globals['_REQUESTVOTE']._serialized_start=818
-  _globals['_REQUESTVOTE']._serialized_end=906
-  _globals['_REQUESTVOTERESPONSE']._serialized_start=908
-  _globals['_REQUESTVOTERESPONSE']._serialized_end=964
-  _globals['_APPENDENTRIES']._serialized_start=967
-  _globals['_APPENDENTRIES']._serialized_end=1116
-  _globals['_APPENDENTRIESRESPONSE']._serialized_start=1118
-  _globals['_APPENDENTRIESRESPONSE']._serialized_end=1243
-  _globals['_HEARTBEAT']._serialized_start=1245
-  _globals['_HEARTBEAT']._serialized_end=1318
-  _globals['_HEARTBEATRESPONSE']._serialized_start=1320
-  _globals['_HEARTBEATRESPONSE']._serialized_end=1359
-  _globals['_READINDEX']._serialized_start=1361
-  _globals['_READINDEX']._serialized_end=1389
-  _globals['_READINDEXRESPONSE']._serialized_start=1391
-  _globals['_READINDEXRESPONSE']._serialized_end=1442
-  _globals['_TIMEOUTNOW']._serialized_start=1444
-  _globals['_TIMEOUTNOW']._serialized_end=1456
-  _globals['_FORWARD']._serialized_start=1458
-  _globals['_FORWARD']._serialized_end=1481
-  _globals['_PEER']._serialized_start=1538
-  _globals['_PEER']._serialized_end=1597
+  _globals['_SNAPSHOTCHUNK']._serialized_start=111
+  _globals['_SNAPSHOTCHUNK']._serialized_end=218
+  _globals['_SNAPSHOTHEADER']._serialized_start=220
+  _globals['_SNAPSHOTHEADER']._serialized_end=346
+  _globals['_SNAPSHOTFILE']._serialized_start=348
+  _globals['_SNAPSHOTFILE']._serialized_end=406
+  _globals['_SNAPSHOTPIECE']._serialized_start=408
+  _globals['_SNAPSHOTPIECE']._serialized_end=480
+  _globals['_SNAPSHOTACK']._serialized_start=482
+  _globals['_SNAPSHOTACK']._serialized_end=593
+  _globals['_ENTRY']._serialized_start=595
+  _globals['_ENTRY']._serialized_end=679
+  _globals['_MESSAGEBATCH']._serialized_start=681
+  _globals['_MESSAGEBATCH']._serialized_end=731
+  _globals['_MESSAGE']._serialized_start=734
+  _globals['_MESSAGE']._serialized_end=1300
+  _globals['_REQUESTVOTE']._serialized_start=1302
+  _globals['_REQUESTVOTE']._serialized_end=1390
+  _globals['_REQUESTVOTERESPONSE']._serialized_start=1392
+  _globals['_REQUESTVOTERESPONSE']._serialized_end=1448
+  _globals['_APPENDENTRIES']._serialized_start=1451
+  _globals['_APPENDENTRIES']._serialized_end=1600
+  _globals['_APPENDENTRIESRESPONSE']._serialized_start=1602
+  _globals['_APPENDENTRIESRESPONSE']._serialized_end=1727
+  _globals['_HEARTBEAT']._serialized_start=1729
+  _globals['_HEARTBEAT']._serialized_end=1817
+  _globals['_HEARTBEATRESPONSE']._serialized_start=1819
+  _globals['_HEARTBEATRESPONSE']._serialized_end=1858
+  _globals['_READINDEX']._serialized_start=1860
+  _globals['_READINDEX']._serialized_end=1888
+  _globals['_READINDEXRESPONSE']._serialized_start=1890
+  _globals['_READINDEXRESPONSE']._serialized_end=1941
+  _globals['_TIMEOUTNOW']._serialized_start=1943
+  _globals['_TIMEOUTNOW']._serialized_end=1955
+  _globals['_FORWARD']._serialized_start=1957
+  _globals['_FORWARD']._serialized_end=1980
+  _globals['_PEER']._serialized_start=2037
+  _globals['_PEER']._serialized_end=2158
 # @@protoc_insertion_point(module_scope)

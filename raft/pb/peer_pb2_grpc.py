@@ -39,6 +39,11 @@ class PeerStub:
                 request_serializer=raft_dot_v1_dot_peer__pb2.MessageBatch.SerializeToString,
                 response_deserializer=raft_dot_v1_dot_peer__pb2.Hello.FromString,
                 _registered_method=True)
+        self.Snapshot = channel.stream_stream(
+                '/raft.v1.Peer/Snapshot',
+                request_serializer=raft_dot_v1_dot_peer__pb2.SnapshotChunk.SerializeToString,
+                response_deserializer=raft_dot_v1_dot_peer__pb2.SnapshotAck.FromString,
+                _registered_method=True)
 
 
 class PeerServicer:
@@ -52,6 +57,15 @@ class PeerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Snapshot(self, request_iterator, context):
+        """One snapshot, on a connection of its own; the sender's identity travels as above. The header comes
+        first, then the pieces in the order of its files, each file without a gap from the offset that the
+        receiver has named. The sender stays a bounded number of bytes ahead of what was taken.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PeerServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -59,6 +73,11 @@ def add_PeerServicer_to_server(servicer, server):
                     servicer.Stream,
                     request_deserializer=raft_dot_v1_dot_peer__pb2.MessageBatch.FromString,
                     response_serializer=raft_dot_v1_dot_peer__pb2.Hello.SerializeToString,
+            ),
+            'Snapshot': grpc.stream_stream_rpc_method_handler(
+                    servicer.Snapshot,
+                    request_deserializer=raft_dot_v1_dot_peer__pb2.SnapshotChunk.FromString,
+                    response_serializer=raft_dot_v1_dot_peer__pb2.SnapshotAck.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -88,6 +107,33 @@ class Peer:
             '/raft.v1.Peer/Stream',
             raft_dot_v1_dot_peer__pb2.MessageBatch.SerializeToString,
             raft_dot_v1_dot_peer__pb2.Hello.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Snapshot(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/raft.v1.Peer/Snapshot',
+            raft_dot_v1_dot_peer__pb2.SnapshotChunk.SerializeToString,
+            raft_dot_v1_dot_peer__pb2.SnapshotAck.FromString,
             options,
             channel_credentials,
             insecure,

@@ -35,6 +35,11 @@ class PeerStub:
     """The sender's identity travels in the call's metadata; the receiver answers with one Hello before
     the first frame is sent, and with nothing after it. The stream lives as long as both processes.
     """
+    Snapshot: _grpc.StreamStreamMultiCallable[_peer_pb2.SnapshotChunk, _peer_pb2.SnapshotAck]
+    """One snapshot, on a connection of its own; the sender's identity travels as above. The header comes
+    first, then the pieces in the order of its files, each file without a gap from the offset that the
+    receiver has named. The sender stays a bounded number of bytes ahead of what was taken.
+    """
 
 @_typing.type_check_only
 class PeerAsyncStub(PeerStub):
@@ -42,6 +47,11 @@ class PeerAsyncStub(PeerStub):
     Stream: _aio.StreamStreamMultiCallable[_peer_pb2.MessageBatch, _peer_pb2.Hello]  # type: ignore[assignment]
     """The sender's identity travels in the call's metadata; the receiver answers with one Hello before
     the first frame is sent, and with nothing after it. The stream lives as long as both processes.
+    """
+    Snapshot: _aio.StreamStreamMultiCallable[_peer_pb2.SnapshotChunk, _peer_pb2.SnapshotAck]  # type: ignore[assignment]
+    """One snapshot, on a connection of its own; the sender's identity travels as above. The header comes
+    first, then the pieces in the order of its files, each file without a gap from the offset that the
+    receiver has named. The sender stays a bounded number of bytes ahead of what was taken.
     """
 
 class PeerServicer(metaclass=_abc_1.ABCMeta):
@@ -53,6 +63,17 @@ class PeerServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_peer_pb2.Hello], _abc.AsyncIterator[_peer_pb2.Hello]]:
         """The sender's identity travels in the call's metadata; the receiver answers with one Hello before
         the first frame is sent, and with nothing after it. The stream lives as long as both processes.
+        """
+
+    @_abc_1.abstractmethod
+    def Snapshot(
+        self,
+        request_iterator: _MaybeAsyncIterator[_peer_pb2.SnapshotChunk],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_peer_pb2.SnapshotAck], _abc.AsyncIterator[_peer_pb2.SnapshotAck]]:
+        """One snapshot, on a connection of its own; the sender's identity travels as above. The header comes
+        first, then the pieces in the order of its files, each file without a gap from the offset that the
+        receiver has named. The sender stays a bounded number of bytes ahead of what was taken.
         """
 
 def add_PeerServicer_to_server(servicer: PeerServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -10,10 +10,10 @@ and this one does not replace; the core keeps everything newer in memory until `
 """
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from raft.core.ports import LogReader
-from raft.types import Configuration, Entry, HardState, Index, Term
+from raft.types import NO_NODE, Configuration, Entry, HardState, Index, Term
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +22,8 @@ class Loaded:
 
     hard_state: HardState
     configuration: Configuration  # as of first_index - 1; CONFIGURATION entries after it change it
+    configuration_entries: list[Entry] = field(default_factory=list)  # those that the log still holds, in order
+    context: bytes = b""  # of the entry that made `configuration`
 
 
 class LogStorage(LogReader):
@@ -44,18 +46,23 @@ class LogStorage(LogReader):
         """
 
     @abstractmethod
-    def reset(self, index: Index, term: Term, configuration: Configuration) -> None:
+    def reset(self, index: Index, term: Term, configuration: Configuration, context: bytes = b"") -> None:
         """Forget the whole log; it now starts after index@term. Used to bootstrap (0@0) and by snapshots. Durable.
 
-        Term and vote stay, the commit index becomes `index`.
+        The commit index becomes `index`. Term and vote stay, unless the stored term is older than `term`: it
+        becomes `term`, without a vote, since a log newer than its node's term could be appended to in an old one.
         """
 
     @abstractmethod
-    def compact(self, index: Index, configuration: Configuration) -> None:
-        """Entries up to `index` are no longer needed; `configuration` is the one in force at `index`.
+    def compact(self, index: Index, configuration: Configuration, context: bytes = b"") -> None:
+        """Entries up to `index` are no longer needed; `configuration` and its context are in force at `index`.
 
         May keep more than asked for. A no-op when index < first_index.
         """
+
+    @abstractmethod
+    def bytes_after(self, index: Index) -> int:
+        """What the entries after `index` take, in bytes, about; first_index - 1 <= index <= last_index."""
 
     @abstractmethod
     def bytes_stored(self) -> int:
@@ -63,3 +70,10 @@ class LogStorage(LogReader):
 
     @abstractmethod
     def close(self) -> None: ...
+
+
+def state_after_reset(state: HardState, index: Index, term: Term) -> HardState:
+    """What `reset` leaves of the hard state."""
+    if state.term < term:
+        return HardState(term, NO_NODE, index)
+    return HardState(state.term, state.vote, index)

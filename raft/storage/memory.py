@@ -7,8 +7,8 @@ It passes the same suite as the log on disk (tests/raft/test_storage.py).
 from typing import final
 
 from raft.errors import Compacted
-from raft.storage.base import Loaded, LogStorage
-from raft.types import Configuration, Entry, HardState, Index, Term
+from raft.storage.base import Loaded, LogStorage, state_after_reset
+from raft.types import Configuration, Entry, EntryKind, HardState, Index, Term
 
 
 @final
@@ -16,6 +16,7 @@ class MemoryStorage(LogStorage):
     def __init__(self, configuration: Configuration) -> None:
         self._hard_state = HardState(0, 0, 0)
         self._configuration = configuration  # in force at _base_index
+        self._context = b""
         self._base_index = 0  # the log starts after _base_index@_base_term
         self._base_term = 0
         self._entries: list[Entry] = []  # _entries[i].index == _base_index + 1 + i
@@ -27,6 +28,11 @@ class MemoryStorage(LogStorage):
     @property
     def last_index(self) -> Index:
         return self._base_index + len(self._entries)
+
+    @property
+    def hard_state(self) -> HardState:
+        """What was saved last, as it was saved."""
+        return self._hard_state
 
     def term_at(self, index: Index) -> Term:
         if index < self._base_index:
@@ -50,7 +56,8 @@ class MemoryStorage(LogStorage):
     def load(self) -> Loaded:
         state = self._hard_state
         commit = min(state.commit, self.last_index)
-        return Loaded(HardState(state.term, state.vote, commit), self._configuration)
+        changes = [entry for entry in self._entries if entry.kind is EntryKind.CONFIGURATION]
+        return Loaded(HardState(state.term, state.vote, commit), self._configuration, changes, self._context)
 
     def save(self, hard_state: HardState | None, entries: list[Entry], must_sync: bool) -> None:
         if entries:
@@ -61,14 +68,15 @@ class MemoryStorage(LogStorage):
         if hard_state is not None:
             self._hard_state = hard_state
 
-    def reset(self, index: Index, term: Term, configuration: Configuration) -> None:
+    def reset(self, index: Index, term: Term, configuration: Configuration, context: bytes = b"") -> None:
         self._entries = []
         self._base_index = index
         self._base_term = term
         self._configuration = configuration
-        self._hard_state = HardState(self._hard_state.term, self._hard_state.vote, index)
+        self._context = context
+        self._hard_state = state_after_reset(self._hard_state, index, term)
 
-    def compact(self, index: Index, configuration: Configuration) -> None:
+    def compact(self, index: Index, configuration: Configuration, context: bytes = b"") -> None:
         if index < self.first_index:
             return
         assert index <= self.last_index, f"compact to {index}: the log ends at {self.last_index}"
@@ -76,6 +84,10 @@ class MemoryStorage(LogStorage):
         del self._entries[: index - self._base_index]
         self._base_index = index
         self._configuration = configuration
+        self._context = context
+
+    def bytes_after(self, index: Index) -> int:
+        return sum(len(entry.data) for entry in self._entries[index - self._base_index :])
 
     def bytes_stored(self) -> int:
         return sum(len(entry.data) for entry in self._entries)

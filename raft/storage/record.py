@@ -10,12 +10,12 @@
               batch     where in this segment the records begin that went to the disk with the same fsync
 
     type      index@term                      body
-    SEGMENT   last entry before the segment   segment id, hard state, compacted index@term, configuration
+    SEGMENT   last entry before the segment   segment id, hard state, compacted index@term, configuration, context
     RESET     the log starts after this       the same; whatever older segments hold is forgotten
     ENTRY     of the entry                    its data
     STATE     commit@term                     vote
     TRUNCATE  last entry that stays           -
-    COMPACT   last entry not needed           configuration at index
+    COMPACT   last entry not needed           configuration at index, its context
 
 `batch` decides what damage means. Records of one fsync may reach the disk in any order and in part, so
 a bad record with good ones of its own batch behind it is what a power cut leaves. A good record whose
@@ -31,7 +31,8 @@ from zlib import crc32
 
 from raft.types import Configuration, EntryKind, HardState, Index, Term
 
-FORMAT: Final = 1
+FORMAT: Final = 2
+FORMATS: Final = (1, FORMAT)  # that can be read; format 1 had no contexts: an empty one takes no byte
 MAGIC: Final = b"raft-log"
 PREFIX: Final = Struct("<8sII")
 HEAD: Final = Struct("<IIQIIBBHQQ")
@@ -43,7 +44,7 @@ _COUNTS: Final = Struct("<III")
 
 HEAD_SIZE: Final = HEAD.size
 _TAG_OFFSET: Final = 8
-_ORIGIN_BYTES_MAX: Final = 1024 * 1024  # a configuration of 100,000 members: anything larger is damage
+_ORIGIN_BYTES_MAX: Final = 1024 * 1024  # 100,000 members, or much of a context: anything larger is damage
 
 
 class RecordType(IntEnum):
@@ -76,6 +77,7 @@ class Origin:
     compacted_index: Index
     compacted_term: Term
     configuration: Configuration  # in force at compacted_index
+    context: bytes
 
 
 def encode_head(
@@ -87,21 +89,23 @@ def encode_head(
     return crc, HEAD_CRC.pack(crc) + rest
 
 
-def encode_configuration(configuration: Configuration) -> bytes:
+def encode_configuration(configuration: Configuration, context: bytes) -> bytes:
     groups = (configuration.voters, configuration.learners, configuration.voters_outgoing)
     ids = [node_id for group in groups for node_id in group]
-    return _COUNTS.pack(*[len(group) for group in groups]) + Struct(f"<{len(ids)}Q").pack(*ids)
+    return _COUNTS.pack(*[len(group) for group in groups]) + Struct(f"<{len(ids)}Q").pack(*ids) + context
 
 
-def decode_configuration(body: bytes) -> Configuration:
+def decode_configuration(body: bytes) -> tuple[Configuration, bytes]:
+    """The configuration, and the context that follows it."""
     if len(body) < _COUNTS.size:
         raise Malformed("configuration too short")
     counts = _COUNTS.unpack_from(body)
-    if len(body) != _COUNTS.size + 8 * sum(counts):
+    end = _COUNTS.size + 8 * sum(counts)
+    if len(body) < end:
         raise Malformed("configuration of a wrong length")
     ids = Struct(f"<{sum(counts)}Q").unpack_from(body, _COUNTS.size)
     voters, learners = counts[0], counts[0] + counts[1]
-    return Configuration(ids[:voters], ids[voters:learners], ids[learners:])
+    return Configuration(ids[:voters], ids[voters:learners], ids[learners:]), body[end:]
 
 
 def encode_origin(origin: Origin, previous: int) -> tuple[int, bytes]:
@@ -109,7 +113,7 @@ def encode_origin(origin: Origin, previous: int) -> tuple[int, bytes]:
     state = origin.hard_state
     body = _ORIGIN.pack(
         origin.segment_id, state.term, state.vote, state.commit, origin.compacted_index, origin.compacted_term
-    ) + encode_configuration(origin.configuration)
+    ) + encode_configuration(origin.configuration, origin.context)
     type_ = RecordType.RESET if origin.is_reset else RecordType.SEGMENT
     crc, head = encode_head(previous, origin.tag, 0, type_, origin.base_index, origin.base_term, body)
     prefix = MAGIC + HEAD_CRC.pack(FORMAT)
@@ -155,6 +159,7 @@ def decode_origin(data: bytes) -> OriginRead:
         raise Malformed("wrong first record")
     body = data[end - length : end]
     segment_id, state_term, vote, commit, compacted_index, compacted_term = _ORIGIN.unpack_from(body)
+    configuration, context = decode_configuration(body[_ORIGIN.size :])
     origin = Origin(
         segment_id=segment_id,
         tag=tag,
@@ -164,7 +169,8 @@ def decode_origin(data: bytes) -> OriginRead:
         hard_state=HardState(state_term, vote, commit),
         compacted_index=compacted_index,
         compacted_term=compacted_term,
-        configuration=decode_configuration(body[_ORIGIN.size :]),
+        configuration=configuration,
+        context=context,
     )
     return OriginRead(origin, previous, crc, end)
 

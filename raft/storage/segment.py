@@ -52,6 +52,13 @@ class Segment:
         del self.terms[keep:], self.offsets[keep:], self.lengths[keep:]
         self.start = min(self.start, index + 1)
 
+    def bytes_after(self, index: Index) -> int:
+        """What lies in the file behind entry `index`; all of it when index < start."""
+        following = index + 1 - self.start
+        if following >= len(self.offsets) or not self.offsets:
+            return 0
+        return self.end - (self.offsets[following] if following > 0 else self.begin)
+
     def read(self, low: Index, high: Index, bytes_max: int) -> list[Entry]:
         """Entries low..high, or fewer, but at least one: as many as one read brings and `bytes_max` allows."""
         offsets, lengths = self.offsets, self.lengths

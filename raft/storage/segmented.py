@@ -21,12 +21,13 @@ from typing import Final, final
 from zlib import crc32
 
 from raft.errors import Compacted, Corrupt, StorageError, UnknownFormat
-from raft.storage.base import Loaded, LogStorage
+from raft.failpoints import fail
+from raft.storage.base import Loaded, LogStorage, state_after_reset
 from raft.storage.cache import EntryCache
 from raft.storage.file_system import Buffer, File, FileSystem, OsFileSystem
 from raft.storage.record import (
     ENTRY,
-    FORMAT,
+    FORMATS,
     HEAD,
     HEAD_SIZE,
     KINDS,
@@ -46,7 +47,7 @@ from raft.storage.record import (
     origin_size,
 )
 from raft.storage.segment import Segment, damaged
-from raft.types import NO_NODE, Configuration, Entry, HardState, Index, Term
+from raft.types import NO_NODE, Configuration, Entry, EntryKind, HardState, Index, Term
 
 SEGMENT_BYTES: Final = 64 * 1024 * 1024
 CACHE_BYTES: Final = 64 * 1024 * 1024
@@ -86,6 +87,8 @@ class SegmentedStorage(LogStorage):
         self._hard_state = HardState(0, NO_NODE, 0)
         self._compacted: tuple[Index, Term] = (0, 0)  # the log starts after it
         self._configuration = Configuration(())  # in force at _compacted
+        self._context = b""
+        self._changes: list[Entry] = []  # CONFIGURATION entries that `load` came across
         self._last_index = 0
         self._chain = 0  # crc of the last record
         self._batch = 0  # end of what is durable in the last segment: there the batch of the next fsync begins
@@ -149,6 +152,9 @@ class SegmentedStorage(LogStorage):
     def bytes_stored(self) -> int:
         return sum([segment.filled for segment in self._segments])
 
+    def bytes_after(self, index: Index) -> int:
+        return sum([segment.bytes_after(index) for segment in self._segments])
+
     # Writing
 
     def save(self, hard_state: HardState | None, entries: list[Entry], must_sync: bool) -> None:
@@ -208,12 +214,15 @@ class SegmentedStorage(LogStorage):
             zeros = _FILL[: max(self._segment_bytes - end, 0)]
             buffers.append(zeros)
             segment.filled = end + len(zeros)
+        fail("walBeforeWrite")
         if buffers:
             segment.file.pwritev(buffers, segment.end)
             segment.end = end
         if must_sync and self._batch < end:
+            fail("walBeforeSync")
             segment.file.fdatasync()
             self._batch = end
+            fail("walAfterSync")
 
     def _publish(self, segment: Segment, entries: list[Entry], offsets: list[int]) -> None:
         first = entries[0].index
@@ -240,10 +249,8 @@ class SegmentedStorage(LogStorage):
         if self._batch < segment.end:
             # A batch never spans two segments: so the next one's origin proves that this one was durable.
             segment.file.fdatasync()
-        self._segments.append(self._start_segment(is_reset=False, base=(self._last_index, self._last_term())))
-
-    def _last_term(self) -> Term:
-        return self.term_at(self._last_index)
+        base = (self._last_index, self.term_at(self._last_index))
+        self._segments.append(self._start_segment(is_reset=False, base=base))
 
     def _start_segment(self, *, is_reset: bool, base: tuple[Index, Term]) -> Segment:
         """A name ending in .log appears only when the origin behind it is durable: a bad origin is never a torn one."""
@@ -259,6 +266,7 @@ class SegmentedStorage(LogStorage):
             compacted_index=self._compacted[0],
             compacted_term=self._compacted[1],
             configuration=self._configuration,
+            context=self._context,
         )
         chain, data = encode_origin(origin, self._chain)
         path = self._path / _file_name(segment_id)
@@ -267,20 +275,24 @@ class SegmentedStorage(LogStorage):
         zeros = _FILL[: max(self._segment_bytes - len(data), 0)]
         file.pwritev([data, zeros], 0)
         file.fdatasync()
+        fail("walBeforeSegment")
         self._file_system.rename(temporary, path)
         self._file_system.sync_directory(self._path)
+        fail("walAfterSegment")
         self._chain = chain
         self._batch = len(data)
         return Segment(segment_id, tag, path, file, base[0] + 1, len(data), len(data) + len(zeros))
 
-    def reset(self, index: Index, term: Term, configuration: Configuration) -> None:
+    def reset(self, index: Index, term: Term, configuration: Configuration, context: bytes = b"") -> None:
         with self._writing:
             self._check()
-            self._hard_state = HardState(self._hard_state.term, self._hard_state.vote, index)
+            self._hard_state = state_after_reset(self._hard_state, index, term)
             self._compacted = (index, term)
             self._configuration = configuration
+            self._context = context
             try:
                 segment = self._start_segment(is_reset=True, base=(index, term))
+                fail("walAfterReset")
                 old, self._segments = self._segments, [segment]
                 self._cache.cut(0)
                 self._last_index = index
@@ -288,30 +300,30 @@ class SegmentedStorage(LogStorage):
             except OSError as error:
                 raise self._fail("reset", error) from error
 
-    def compact(self, index: Index, configuration: Configuration) -> None:
+    def compact(self, index: Index, configuration: Configuration, context: bytes = b"") -> None:
         """Deletes the segments whose entries all lie at or before `index`; a no-op when there is none."""
         try:
             with self._writing:
                 self._check()
-                old = [path for path, start in self._removable() if start <= index + 1]
+                # Each segment but the last, and the first index that is neither in it nor before it.
+                pairs = pairwise(self._segments)
+                old = [segment.path for segment, following in pairs if following.start <= index + 1]
                 if not old or index < self.first_index:
                     return
                 assert index <= self._last_index, f"compact to {index}: the log ends at {self._last_index}"
                 buffers: list[Buffer] = []
                 term = self.term_at(index)
-                self._append(buffers, RecordType.COMPACT, index, term, encode_configuration(configuration))
+                self._append(buffers, RecordType.COMPACT, index, term, encode_configuration(configuration, context))
                 self._write(buffers, must_sync=True)
                 self._configuration = configuration
+                self._context = context
                 self._compacted = (index, term)
                 self._segments = self._segments[len(old) :]
                 self._cache.compact(index)
+            fail("walBeforeRemove")
             self._remove(old)  # a large file takes its time; nobody needs to wait for it
         except OSError as error:
             raise self._fail("compact", error) from error
-
-    def _removable(self) -> list[tuple[Path, Index]]:
-        """Each segment but the last, and the first index that is not in it or before it."""
-        return [(segment.path, following.start) for segment, following in pairwise(self._segments)]
 
     def _remove(self, paths: list[Path]) -> None:
         for path in paths:
@@ -349,7 +361,8 @@ class SegmentedStorage(LogStorage):
             self._broken = error
             self.close()
             raise
-        return Loaded(self._hard_state, self._configuration)
+        changes = [entry for entry in self._changes if entry.index >= self.first_index]
+        return Loaded(self._hard_state, self._configuration, changes, self._context)
 
     def _load(self) -> None:
         self._file_system.make_directory(self._path)
@@ -388,8 +401,8 @@ class SegmentedStorage(LogStorage):
         try:
             start = file.pread(PREFIX.size + HEAD_SIZE, 0)
             format_ = decode_format(start)
-            if format_ != FORMAT:
-                raise UnknownFormat(f"{path} has format {format_}; this version knows {FORMAT}")
+            if format_ not in FORMATS:
+                raise UnknownFormat(f"{path} has format {format_}; this version knows {FORMATS}")
             read = decode_origin(file.pread(origin_size(start), 0))
         except Malformed as error:
             raise damaged(path, 0, str(error)) from error
@@ -407,7 +420,7 @@ class SegmentedStorage(LogStorage):
         self._segments.append(segment)
         self._hard_state = origin.hard_state
         self._compacted = (origin.compacted_index, origin.compacted_term)
-        self._configuration = origin.configuration
+        self._configuration, self._context = origin.configuration, origin.context
         self._last_index = origin.base_index
         self._chain = read.crc
         data = segment.file.pread(segment.filled, 0)
@@ -434,6 +447,8 @@ class SegmentedStorage(LogStorage):
                 terms.append(term)
                 offsets.append(offset)
                 lengths.append(length)
+                if kind == EntryKind.CONFIGURATION:
+                    self._changes.append(Entry(index, term, data[offset + HEAD_SIZE : stop], EntryKind.CONFIGURATION))
             else:
                 raise UnknownFormat(
                     f"{segment.path}: entry of kind {kind} at byte {offset}: written by a later version"
@@ -447,10 +462,11 @@ class SegmentedStorage(LogStorage):
         elif type_ == RecordType.TRUNCATE and index < self._last_index:
             self._cut(index)
             self._last_index = index
+            self._changes = [entry for entry in self._changes if entry.index <= index]
         elif type_ == RecordType.COMPACT and index <= self._last_index:
             self._compacted = (index, term)
             try:
-                self._configuration = decode_configuration(body)
+                self._configuration, self._context = decode_configuration(body)
             except Malformed as error:
                 raise damaged(path, offset, str(error)) from error
         else:

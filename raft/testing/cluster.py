@@ -3,6 +3,7 @@
 Nothing happens by itself. `tick` lets time pass for a node, `work` does what its Ready asks for,
 `deliver` hands over messages; `settle` does all of it until nothing is left to do. A Ready can be
 stopped half-way, between sending and saving, and the node crashed there: what was not saved is lost.
+Snapshots travel beside the messages: `transfers` holds those under way.
 After each step the invariants of the node and of the whole cluster are checked.
 
     cluster = Cluster(size=3)
@@ -22,10 +23,10 @@ from raft.core import election, invariants
 from raft.core.invariants import ClusterChecker, Moment
 from raft.core.ports import LogReader, Rng, Tracer
 from raft.core.raw_node import RawNode
-from raft.messages import Message
+from raft.messages import InstallSnapshot, Message
 from raft.ready import Ready
 from raft.storage.memory import MemoryStorage
-from raft.types import Configuration, Entry, EntryKind, Index, NodeId, Role
+from raft.types import Configuration, ConfigurationChange, Entry, EntryKind, Index, NodeId, Role
 
 SETTLE_STEPS_MAX = 10_000  # more means that the nodes talk for ever
 
@@ -61,7 +62,17 @@ class Member:
         self.applied_index: Index = 0
         self.flushed_index: Index = 0  # what of it survives a crash
         self.reads: dict[int, Index] = {}  # confirmed rounds: context -> index
+        self.arrived: dict[Index, list[Entry]] = {}  # snapshots that are here, by index
         self.moment: Moment | None = None
+
+
+@final
+class Transfer:
+    """A snapshot under way: what the receiver's driver will tell its core, and the state machine's content."""
+
+    def __init__(self, message: InstallSnapshot, applied: list[Entry]) -> None:
+        self.message = message
+        self.applied = applied
 
 
 class Cluster:
@@ -78,17 +89,16 @@ class Cluster:
         self.tracer = tracer
         self.rng = SplitMixRng(seed)
         self.network: list[Message] = []  # under way, oldest first
+        self.transfers: list[Transfer] = []  # likewise
         self.cut: set[tuple[NodeId, NodeId]] = set()  # (sender, to): what is sent there is lost
         self.checker = ClusterChecker()
         self.on_message: Callable[[Message, bool], None] | None = None  # each one sent, and whether it is lost
         self.on_save: Callable[[NodeId, Ready], None] | None = None
-        base = config or Config(node_id=1)
+        self.config = config or Config(node_id=1)
         self.members: dict[NodeId, Member] = {}
+        self.disks: dict[NodeId, LogReader] = {}
         for node_id in self.configuration.members():
-            self.members[node_id] = Member(replace(base, node_id=node_id), MemoryStorage(self.configuration))
-        self.disks: dict[NodeId, LogReader] = {node_id: member.storage for node_id, member in self.members.items()}
-        for node_id in self.members:
-            self.restart(node_id)
+            self.add(node_id, self.configuration)
 
     # What happens to a node.
 
@@ -99,6 +109,13 @@ class Cluster:
 
     def up(self) -> list[NodeId]:
         return [node_id for node_id, member in self.members.items() if member.raw is not None]
+
+    def add(self, node_id: NodeId, configuration: Configuration | None = None) -> None:
+        """Start a node with an empty disk: a founder of `configuration`, or one that waits to be made a member."""
+        storage = MemoryStorage(configuration or Configuration(()))
+        self.members[node_id] = Member(replace(self.config, node_id=node_id), storage)
+        self.disks[node_id] = storage
+        self.restart(node_id)
 
     def leader(self) -> NodeId:
         """The leader of the newest term, or 0."""
@@ -119,6 +136,12 @@ class Cluster:
         self.node(node_id).propose(data)
         self._check(node_id)
 
+    def change(self, node_id: NodeId, change: ConfigurationChange) -> Index:
+        """Ask `node_id` for a change of members; those who join must have been added before messages reach them."""
+        index = self.node(node_id).propose_configuration(change)
+        self._check(node_id)
+        return index
+
     def read(self, node_id: NodeId) -> int | None:
         context = self.node(node_id).read_index()
         self._check(node_id)
@@ -130,7 +153,7 @@ class Cluster:
 
     def step(self, message: Message) -> None:
         """`message` arrives. Lost when its receiver is down."""
-        if self.members[message.to].raw is not None:
+        if message.to in self.members and self.members[message.to].raw is not None:
             self.node(message.to).step(message)
             self._check(message.to)
 
@@ -140,6 +163,7 @@ class Cluster:
         member.raw = None
         member.in_flight = None
         member.reads.clear()
+        member.arrived.clear()
 
     def restart(self, node_id: NodeId) -> None:
         member = self.members[node_id]
@@ -151,14 +175,20 @@ class Cluster:
         member.raw = RawNode(member.config, member.storage, loaded, member.applied_index, rng, self.tracer)
         member.moment = None
         self.checker.restarted(node_id, member.raw.commit_index)
+        # Transfers end with the process that sends them.
+        self.transfers = [transfer for transfer in self.transfers if transfer.message.sender != node_id]
         self._check(node_id)
 
-    def compact(self, node_id: NodeId) -> Index:
-        """Flush the state machine and drop the log up to what every member has. Returns how far."""
+    def compact(self, node_id: NodeId, index: Index | None = None) -> Index:
+        """Flush the state machine and drop the log up to `index`, or to what every member has. Returns how far."""
         member = self.members[node_id]
+        raw = self.node(node_id)
+        if member.in_flight is not None and member.in_flight.snapshot is not None:
+            return raw.status().first_index - 1  # the log is about to be replaced
         member.flushed_index = member.applied_index
-        index = min(member.flushed_index, self.node(node_id).status().replicated_index)
-        member.storage.compact(index, self.configuration)
+        index = min(member.flushed_index, raw.status().replicated_index if index is None else index)
+        if index >= member.storage.first_index:
+            member.storage.compact(index, *raw.configuration_at(index))
         return index
 
     # The driver.
@@ -178,6 +208,8 @@ class Cluster:
         member.in_flight = member.raw.ready()
         self._check(node_id)
         self._send(member.in_flight.messages)
+        for to in member.in_flight.snapshots_to_send:
+            self._send_snapshot(node_id, to)
         for read in member.in_flight.reads:
             member.reads[read.context] = read.index
         return True
@@ -191,6 +223,12 @@ class Cluster:
         member.in_flight = None
         if self.on_save is not None:
             self.on_save(node_id, ready)
+        if ready.snapshot is not None:
+            snapshot = ready.snapshot
+            self.checker.installed(node_id, snapshot)
+            member.applied = member.arrived.pop(snapshot.index)
+            member.applied_index = member.flushed_index = snapshot.index
+            member.storage.reset(snapshot.index, snapshot.term, snapshot.configuration, snapshot.context)
         member.storage.save(ready.hard_state, ready.entries, ready.must_sync)
         member.raw.saved(ready)
         self._check(node_id)
@@ -209,6 +247,21 @@ class Cluster:
         """The message at `position` of the network arrives."""
         self.step(self.network.pop(position))
 
+    def arrive(self, position: int = 0, broken: bool = False) -> None:
+        """A transfer ends: the snapshot is there, verified, or the sender learns that it is not."""
+        transfer = self.transfers.pop(position)
+        message = transfer.message
+        member = self.members.get(message.to)
+        lost = broken or (message.sender, message.to) in self.cut
+        if member is None or member.raw is None or lost:
+            sender = self.members[message.sender].raw
+            if sender is not None:
+                sender.snapshot_failed(message.to)
+                self._check(message.sender)
+            return
+        member.arrived.setdefault(message.index, transfer.applied)
+        self.step(message)
+
     def settle(self) -> None:
         """Readys and messages, in order, until nothing is left to do. No time passes."""
         for _ in range(SETTLE_STEPS_MAX):
@@ -218,6 +271,9 @@ class Cluster:
             while self.network:
                 worked = True
                 self.deliver()
+            while self.transfers:
+                worked = True
+                self.arrive()
             if not worked:
                 return
         raise AssertionError(f"not settled after {SETTLE_STEPS_MAX} rounds")
@@ -259,6 +315,18 @@ class Cluster:
                 self.on_message(message, lost)
             if not lost:
                 self.network.append(message)
+
+    def _send_snapshot(self, node_id: NodeId, to: NodeId) -> None:
+        """Of the state machine as it is now."""
+        member = self.members[node_id]
+        raw = self.node(node_id)
+        index = member.applied_index
+        configuration, context = raw.configuration_at(index)
+        term = raw.raft.log.term_at(index)
+        message = InstallSnapshot(to, node_id, raw.term, index, term, configuration, context)
+        if self.on_message is not None:
+            self.on_message(message, (node_id, to) in self.cut)
+        self.transfers.append(Transfer(message, list(member.applied)))
 
     def _check(self, node_id: NodeId) -> None:
         member = self.members[node_id]

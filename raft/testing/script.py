@@ -20,17 +20,22 @@ Commands. A command in parentheses runs silently. Nodes are numbers; time passes
     tick N [TICKS]        time passes for N          advance TICKS     for all, and everything settles
     propose N TEXT...     one entry for each word    read N            ask for a read round
     transfer N [TO]       hand leadership over
+    add N                 start a node with an empty disk
+    change N WORDS        change members: +4 joins as a voter (or a learner becomes one), +4l as a learner, -2 leaves
+    unreachable N         its driver says that the leader's process is gone
+    arrive [HOW]          the oldest snapshot under way is there; broken: it is not; repeat: it will come once more
     work N                one Ready, whole           begin N / save N  its first half (messages leave), then the rest
     deliver [N]           all that is under way arrives (at N only)
     drop [N]              it is lost instead         repeat [N]        it arrives, and will arrive once more
     settle                work and deliver until nothing is left to do
     partition 1,2 3       groups that hear only each other      heal
     crash N / restart N   what was not saved is lost
-    compact N             the log is cut up to what every member has
+    compact N [INDEX]     the log is cut up to what every member has, or to INDEX
     status [N]            roles and log pointers     log N             the entries of its log
     state N               what its state machine has applied
 
-Lines: `n1@2 fact` is a trace (node, term), `->` a message that left, `-x` one that the network lost.
+Lines: `n1@2 fact` is a trace (node, term), `->` a message that left, `-x` one that the network lost; an
+InstallSnapshot stands for the transfer of the whole snapshot.
 """
 
 import sys
@@ -44,7 +49,7 @@ from raft.errors import RaftError
 from raft.messages import Message, ReadIndex, ReadIndexResponse
 from raft.ready import Ready
 from raft.testing.cluster import Cluster
-from raft.types import Configuration, NodeId, Role, Term
+from raft.types import Configuration, ConfigurationChange, EntryKind, NodeId, Role, Term
 
 RULE: Final = "----"
 _SWITCHES: Final = {"yes": True, "no": False}
@@ -84,7 +89,7 @@ class Runner:
             handler(*words[1:])
         except RaftError as error:
             self._say(f"{type(error).__name__}: {error}")
-        except (TypeError, ValueError, KeyError) as error:
+        except (TypeError, ValueError, LookupError) as error:
             raise ScriptError(f"{command}: {error}") from error
         lines = self._out.lines[start:]
         return [] if silent else lines
@@ -138,6 +143,26 @@ class Runner:
     def _do_transfer(self, node: str, to: str = "0") -> None:
         self._running.transfer(int(node), int(to))
 
+    def _do_add(self, node: str) -> None:
+        self._running.add(int(node))
+
+    def _do_change(self, node: str, *words: str) -> None:
+        joining = [word[1:] for word in words if word.startswith("+")]
+        change = ConfigurationChange(
+            voters=tuple([int(word) for word in joining if not word.endswith("l")]),
+            learners=tuple([int(word[:-1]) for word in joining if word.endswith("l")]),
+            removed=tuple([int(word[1:]) for word in words if word.startswith("-")]),
+        )
+        self._running.change(int(node), change)
+
+    def _do_unreachable(self, node: str) -> None:
+        self._running.node(int(node)).leader_unreachable()
+
+    def _do_arrive(self, how: str = "") -> None:
+        if how == "repeat":
+            self._running.transfers.append(self._running.transfers[0])
+        self._running.arrive(broken=how == "broken")
+
     def _do_work(self, node: str) -> None:
         self._running.work(int(node))
         self._report_reads()
@@ -179,8 +204,9 @@ class Runner:
     def _do_restart(self, node: str) -> None:
         self._running.restart(int(node))
 
-    def _do_compact(self, node: str) -> None:
-        self._say(f"{describe.node(int(node))} log starts after {self._running.compact(int(node))}")
+    def _do_compact(self, node: str, index: str = "") -> None:
+        compacted = self._running.compact(int(node), int(index) if index else None)
+        self._say(f"{describe.node(int(node))} log starts after {compacted}")
 
     def _do_state(self, node: str) -> None:
         self._say(" ".join([data.decode() for data in self._running.state(int(node))]) or "(empty)")
@@ -188,9 +214,11 @@ class Runner:
     def _do_log(self, node: str) -> None:
         log = self._running.node(int(node)).raft.log
         found = log.entries(log.first_index, log.last_index, 2**62) if log.last_index >= log.first_index else []
-        self._say(
-            " ".join([f"{e.index}@{e.term}:{e.data.decode() or e.kind.name.lower()}" for e in found]) or "(empty)"
-        )
+        words = [
+            f"{e.index}@{e.term}:{e.data.decode() if e.kind is EntryKind.COMMAND else e.kind.name.lower()}"
+            for e in found
+        ]
+        self._say(" ".join(words) or "(empty)")
 
     def _do_status(self, node: str = "0") -> None:
         for node_id in [int(node)] if int(node) else list(self._running.members):
@@ -203,6 +231,8 @@ class Runner:
                 f" leader={describe.node(status.leader_id)} vote={describe.node(status.vote)}"
                 f" commit={status.commit} applied={status.applied} last={status.last_index}@{status.last_term}"
             )
+            if status.configuration != self._running.configuration:
+                self._say(f"  {describe.configuration(status.configuration)}")
             if status.role is Role.LEADER:
                 for peer, progress in status.progress.items():
                     if peer != node_id:
@@ -229,6 +259,8 @@ class Runner:
 
     def _saved(self, node_id: NodeId, ready: Ready) -> None:
         facts = []
+        if ready.snapshot is not None:
+            facts.append(f"snapshot {ready.snapshot.index}@{ready.snapshot.term}")
         if ready.hard_state is not None and ready.must_sync:
             facts.append(f"term={ready.hard_state.term} vote={describe.node(ready.hard_state.vote)}")
         if ready.entries:

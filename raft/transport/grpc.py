@@ -22,27 +22,24 @@ import errno
 import logging
 from collections import deque
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 from urllib.parse import urlsplit
 
 import grpc
 import grpc.aio
 
-from raft.codec import (
-    FORMAT,
-    FRAME_BYTES_MAX,
-    decode_batch,
-    decode_hello,
-    encode_batch,
-    encode_hello,
-    size_of,
-)
+from raft.codec import FRAME_BYTES_MAX, decode_batch, encode_batch, encode_hello, size_of
 from raft.errors import ConfigError, MalformedMessage, PeerRefused
+from raft.failpoints import fail_async
 from raft.messages import Message
 from raft.runtime import Runtime
-from raft.transport.base import Receive, Transport, by_peer
+from raft.snapshot import SnapshotFailed, SnapshotHeader, SnapshotReader, SnapshotReceiver
+from raft.transport import grpc_snapshots
+from raft.transport.base import Pace, Receive, Transport, by_peer
+from raft.transport.identity import METADATA_KEYS, CheckPeer, PeerIdentity, check_hello, identify, metadata_of
 from raft.types import NodeId
+
+__all__ = ["METADATA_KEYS", "CheckPeer", "GrpcTransport", "PeerIdentity", "address_of"]
 
 logger = logging.getLogger("raft.transport")
 
@@ -83,18 +80,6 @@ SERVER_OPTIONS: Final[Arguments] = [
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class PeerIdentity:
-    """Who a process is."""
-
-    cluster_id: int
-    node_id: NodeId
-    instance: int  # of the data directory: differs once a member has lost its disk
-
-
-CheckPeer = Callable[[PeerIdentity], str | None]  # why this peer may not talk to us, or None
-
-
 # They give something with the surface of grpc.aio's Server, not started, or Channel ("host:port" first).
 ServerFactory: TypeAlias = Callable[[Arguments], Any]
 ChannelFactory: TypeAlias = Callable[[str, Arguments], Any]
@@ -133,8 +118,11 @@ class GrpcTransport(Transport):
         on_refused: Callable[[PeerRefused], None] = lambda refused: None,
         runtime: Runtime | None = None,
         queue_bytes_max: int = QUEUE_BYTES_MAX,
+        services: list[Callable[[Any], None]] | None = None,
     ) -> None:
         """The factories decide which gRPC front carries the streams.
+
+        services: each gets the server before it starts, to register more on the same port.
 
         check_peer is asked about whoever connects to us and about whoever we connect to; cluster and node id
         fit already. on_refused is called on the loop, once for each new reason.
@@ -146,21 +134,29 @@ class GrpcTransport(Transport):
         self.on_refused = on_refused
         self.runtime = Runtime() if runtime is None else runtime
         self.queue_bytes_max = queue_bytes_max
+        self.services = list(services or [])
         self._listen_urls = listen_urls
         self._server_factory = server_factory
         self._server: Any = None
         self._receive: Receive | None = None
+        self._receive_snapshot: SnapshotReceiver | None = None
         self._peers: dict[NodeId, list[str]] = {}
         self._links: dict[NodeId, _Link] = {}
         self._inbound: dict[NodeId, object] = {}  # the newest stream from each peer; older ones are not heard
         self._connected: frozenset[NodeId] = frozenset()
 
-    async def start(self, receive: Receive) -> None:
+    async def start(self, receive: Receive, receive_snapshot: SnapshotReceiver | None = None) -> None:
         """Raises OSError when an address cannot be had."""
         self._receive = receive
+        self._receive_snapshot = receive_snapshot
         server = self._server_factory(SERVER_OPTIONS)
-        handler = grpc.stream_stream_rpc_method_handler(self._serve, None, None)
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {"Stream": handler}),))
+        handlers = {
+            "Stream": grpc.stream_stream_rpc_method_handler(self._serve, None, None),
+            "Snapshot": grpc.stream_stream_rpc_method_handler(self._serve_snapshot, None, None),
+        }
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+        for register in self.services:
+            register(server)
         for url in self._listen_urls:
             address = address_of(url)
             try:
@@ -179,6 +175,17 @@ class GrpcTransport(Transport):
             link = self._links.get(to)
             if link is not None:
                 link.send(frame)
+
+    async def send_snapshot(self, to: NodeId, header: SnapshotHeader, reader: SnapshotReader) -> None:
+        link = self._links.get(to)
+        if link is None:
+            raise SnapshotFailed(f"{to:x} is no peer")
+        channel = self.channel_factory(address_of(link.url), CHANNEL_OPTIONS)
+        try:
+            sender = grpc_snapshots.Sender(self.identity, self.check_peer, self.runtime, header, reader)
+            await sender.send(channel, to, Pace(self.snapshot_bytes_per_second))
+        finally:
+            await channel.close()
 
     def set_peers(self, peers: dict[NodeId, list[str]]) -> None:
         """Raises ConfigError for an URL that is none."""
@@ -203,6 +210,7 @@ class GrpcTransport(Transport):
         server, self._server = self._server, None
         if server is not None:
             await server.stop(None)
+        self.runtime.close()
 
     def _connect(self) -> None:
         """One link for each peer; a link whose URLs changed begins anew."""
@@ -210,6 +218,8 @@ class GrpcTransport(Transport):
             if self._peers.get(node_id) != link.urls:
                 link.close()
                 del self._links[node_id]
+        # Who is no peer any more has to call again, and then hears why it is not listened to.
+        self._inbound = {node_id: stream for node_id, stream in self._inbound.items() if node_id in self._peers}
         for node_id, urls in self._peers.items():
             if node_id not in self._links:
                 self._links[node_id] = _Link(self, node_id, urls)
@@ -223,11 +233,7 @@ class GrpcTransport(Transport):
 
     async def _serve(self, frames: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
         """One stream of a peer. A generator: what it yields is sent."""
-        peer, reason = self._identify(dict(context.invocation_metadata() or ()))
-        if peer is None:
-            logger.warning("%x refuses a peer at %s: %s", self.identity.node_id, context.peer(), reason)
-            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, reason)
-            return
+        peer = await self._identify(context)
         own = self.identity
         yield encode_hello(own.cluster_id, own.node_id, own.instance)
         stream = object()
@@ -237,6 +243,7 @@ class GrpcTransport(Transport):
             link.retry()  # who reaches us can be reached
         try:
             async for frame in frames:
+                await fail_async("peerAfterRead")
                 receive = self._receive
                 if receive is None or self._inbound.get(peer.node_id) is not stream:
                     return
@@ -248,6 +255,24 @@ class GrpcTransport(Transport):
             if self._inbound.get(peer.node_id) is stream:
                 del self._inbound[peer.node_id]
 
+    async def _serve_snapshot(self, chunks: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
+        peer = await self._identify(context)
+        receiver = self._receive_snapshot
+        if receiver is None:
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "this node takes no snapshots")
+            return
+        async for answer in grpc_snapshots.serve(self.identity, peer, receiver, chunks, context):
+            yield answer
+
+    async def _identify(self, context: Any) -> PeerIdentity:
+        """Who calls. Ends the call when it may not."""
+        peer, reason = identify(dict(context.invocation_metadata() or ()), self.identity, self.check_peer)
+        if peer is None:
+            logger.warning("%x refuses a peer at %s: %s", self.identity.node_id, context.peer(), reason)
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, reason)
+            raise PeerRefused(reason)
+        return peer
+
     def _decode(self, frame: bytes, peer: NodeId) -> list[Message]:
         messages = decode_batch(frame)
         for message in messages:
@@ -255,33 +280,13 @@ class GrpcTransport(Transport):
                 raise MalformedMessage(f"a message {message.sender:x} -> {message.to:x} on the stream of {peer:x}")
         return messages
 
-    def _identify(self, metadata: dict[str, str | bytes]) -> tuple[PeerIdentity | None, str]:
-        """Who calls, or why it may not."""
-        try:
-            form, cluster_id, sender, to, instance = [int(metadata[key], 16) for key in METADATA_KEYS]
-        except (KeyError, ValueError):
-            return None, "the call does not say who it comes from"
-        peer = PeerIdentity(cluster_id, sender, instance)
-        if form != FORMAT:
-            return None, f"this node speaks format {FORMAT} of the peer protocol, not {form}"
-        if cluster_id != self.identity.cluster_id:
-            return None, f"this node belongs to cluster {self.identity.cluster_id:x}, not to {cluster_id:x}"
-        if to != self.identity.node_id:
-            return None, f"this node is {self.identity.node_id:x}, not {to:x}"
-        if sender in {0, to}:
-            return None, f"{sender:x} cannot be a peer's id"
-        reason = self.check_peer(peer)
-        return (peer, "") if reason is None else (None, reason)
-
-
-METADATA_KEYS: Final = ("raft-format", "raft-cluster", "raft-from", "raft-to", "raft-instance")
-
 
 class _Link:
     """Our way to one peer: a task that connects, greets and writes what is queued, again and again."""
 
     def __init__(self, transport: GrpcTransport, node_id: NodeId, urls: list[str]) -> None:
         self.urls = urls
+        self.url = urls[0]  # where it was found last, or is looked for
         self.up = False  # the peer has greeted us and the stream stands
         self._transport = transport
         self._node_id = node_id
@@ -290,6 +295,8 @@ class _Link:
         self._wakeup = asyncio.Event()  # something is queued, or the stream ended
         self._retry = asyncio.Event()  # do not wait any longer before the next attempt
         self._trouble = ""  # what was reported last; each reason is reported once
+        self._closed = False
+        self._lost = False  # a stream stood and has ended, and nobody knows yet what that means
         self.task = asyncio.get_running_loop().create_task(self._run())
 
     def send(self, messages: list[Message]) -> None:
@@ -307,13 +314,14 @@ class _Link:
 
     def close(self) -> None:
         self.up = False
+        self._closed = True
         self.task.cancel()
 
     async def _run(self) -> None:
         runtime = self._transport.runtime
         failures = 0
         while True:
-            url = self.urls[failures % len(self.urls)]
+            url = self.url = self.urls[failures % len(self.urls)]
             began = runtime.clock()
             refused = False
             try:
@@ -324,9 +332,12 @@ class _Link:
                 trouble = f"{error.code().name}: {error.details()}"
             except TimeoutError:
                 trouble = "no answer"
-            except (MalformedMessage, asyncio.InvalidStateError) as error:
+            except (MalformedMessage, OSError, asyncio.InvalidStateError) as error:
                 trouble = str(error)
+            if self._closed:
+                return  # gRPC may answer a cancellation with an error of the call
             self._report(url, trouble, refused)
+            await self._look_for_process(url)
             if runtime.clock() - began > BACKOFF_SECONDS_MAX * 1e9:
                 failures = 0  # it stood for a while
             backoff = min(BACKOFF_SECONDS_MIN * 2**failures, BACKOFF_SECONDS_MAX)
@@ -339,18 +350,36 @@ class _Link:
             except TimeoutError:
                 continue
 
+    async def _look_for_process(self, url: str) -> None:
+        """After a stream has ended: a host that refuses the connection is there, and the process is not.
+
+        Asked of the kernel, since gRPC does not tell a refused connection from one that nobody answered.
+        """
+        on_unreachable = self._transport.on_unreachable
+        if not self._lost or on_unreachable is None:
+            return
+        host, _, port = address_of(url).rpartition(":")
+        try:
+            async with asyncio.timeout(BACKOFF_SECONDS_MIN):
+                _, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+            writer.close()
+        except ConnectionRefusedError:
+            on_unreachable(self._node_id)
+        except OSError:
+            return  # a timeout among others: ask again with the next attempt
+        self._lost = False
+
     async def _converse(self, url: str) -> None:
         """One stream, from the attempt to connect to its end. Raises what ended it."""
         own = self._transport.identity
-        identity = (FORMAT, own.cluster_id, own.node_id, self._node_id, own.instance)
-        metadata = [(key, f"{value:x}") for key, value in zip(METADATA_KEYS, identity, strict=True)]
+        metadata = metadata_of(own, self._node_id)
         channel = self._transport.channel_factory(address_of(url), CHANNEL_OPTIONS)
         ended: asyncio.Task[object] | None = None
         try:
             call = channel.stream_stream(METHOD, None, None)(metadata=metadata)
             async with asyncio.timeout(HELLO_SECONDS):
                 hello = await call.read()
-            self._check_hello(hello)
+            check_hello(hello, own, self._node_id, self._transport.check_peer)
             ended = asyncio.get_running_loop().create_task(call.read())
             ended.add_done_callback(self._on_ended)
             self._set_up(True)
@@ -371,6 +400,7 @@ class _Link:
                 await self._wakeup.wait()
                 continue
             frame = encode_batch(self._take_frame())
+            await fail_async("peerBeforeWrite")
             try:
                 await call.write(frame)
             except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
@@ -380,20 +410,6 @@ class _Link:
         if not ended.cancelled():
             ended.exception()  # seen; _converse raises it unless a write failed first
         self._wakeup.set()
-
-    def _check_hello(self, data: object) -> None:
-        if not isinstance(data, bytes):
-            raise MalformedMessage("the peer ended the stream without a Hello")
-        form, cluster_id, node_id, instance = decode_hello(data)
-        own = self._transport.identity
-        if form != FORMAT or cluster_id != own.cluster_id or node_id != self._node_id:
-            raise MalformedMessage(
-                f"found {node_id:x} of cluster {cluster_id:x}, format {form}, in place of {self._node_id:x} "
-                f"of cluster {own.cluster_id:x}"
-            )
-        reason = self._transport.check_peer(PeerIdentity(cluster_id, node_id, instance))
-        if reason is not None:
-            raise MalformedMessage(f"not spoken to: {reason}")
 
     def _take_frame(self) -> list[Message]:
         """What one frame carries: at least one message, and not many more than FRAME_BYTES_WANTED bytes."""
@@ -411,6 +427,7 @@ class _Link:
     def _set_up(self, up: bool) -> None:
         if up != self.up:
             self.up = up
+            self._lost = not up
             self._transport.note_connected()
             if up:
                 logger.info("%x has a stream to %x", self._transport.identity.node_id, self._node_id)

@@ -1,7 +1,8 @@
 """A network within one process: what tests and embedded clusters use in place of sockets.
 
 Messages are handed over as they are (nobody changes a message once it is made), in order per link, in
-a later turn of the loop. `cut`, `heal`, `hold` and `delay` are its faults.
+a later turn of the loop. `cut`, `heal`, `hold` and `delay` are its faults. A snapshot goes in pieces; a cut
+ends its way in between.
 """
 
 import asyncio
@@ -10,7 +11,8 @@ from typing import Final
 
 from raft.codec import size_of
 from raft.messages import Message
-from raft.transport.base import Receive, Transport, by_peer
+from raft.snapshot import PIECE_BYTES, SnapshotFailed, SnapshotHeader, SnapshotReader, SnapshotReceiver, pieces
+from raft.transport.base import Pace, Receive, Transport, by_peer
 from raft.types import NodeId
 
 QUEUE_BYTES_MAX: Final = 64 * 1024 * 1024
@@ -23,6 +25,7 @@ class MemoryNetwork:
 
     def __init__(self) -> None:
         self.delay: Callable[[Message], float | None] | None = None  # seconds on the way; None loses it
+        self.piece_bytes = PIECE_BYTES  # of a snapshot
         self._nodes: dict[NodeId, MemoryTransport] = {}
         self._cut: set[Link] = set()
         self._held: dict[Link, list[Message]] = {}
@@ -66,7 +69,13 @@ class MemoryNetwork:
         self._nodes[transport.node_id] = transport
 
     def leave(self, transport: "MemoryTransport") -> None:
-        self._nodes.pop(transport.node_id, None)
+        """Its process has ended: whoever had a stream to it finds its address refused."""
+        if self._nodes.get(transport.node_id) is not transport:
+            return
+        del self._nodes[transport.node_id]
+        for node_id, other in self._nodes.items():
+            if not {(node_id, transport.node_id), (transport.node_id, node_id)} & self._cut:
+                asyncio.get_running_loop().call_soon(other.unreachable, transport.node_id)
 
     def carry(self, sender: NodeId, to: NodeId, messages: list[Message], queue_bytes_max: int) -> None:
         """One frame on its way."""
@@ -87,6 +96,29 @@ class MemoryNetwork:
             seconds = self.delay(message)
             if seconds is not None:
                 loop.call_later(seconds, self._deliver_now, to, [message])
+
+    async def carry_snapshot(self, to: NodeId, header: SnapshotHeader, reader: SnapshotReader, pace: Pace) -> None:
+        """One snapshot, piece by piece. Raises SnapshotFailed."""
+        sender = header.sender
+        receiver = self._snapshot_receiver(sender, to)
+        arrival = await receiver.begin(header)
+        try:
+            for position, offset, size in pieces(header.files, arrival.offsets, self.piece_bytes):
+                await pace.spend(size)
+                data = reader.read(header.files[position].name, offset, size)
+                if self._snapshot_receiver(sender, to) is not receiver:
+                    raise SnapshotFailed(f"{to:x} has started anew")
+                await arrival.write(position, offset, data)
+            await arrival.finish()
+        except BaseException:
+            arrival.abandon()
+            raise
+
+    def _snapshot_receiver(self, sender: NodeId, to: NodeId) -> SnapshotReceiver:
+        transport = self._nodes.get(to) if self.is_open(sender, to) else None
+        if transport is None or transport.receive_snapshot is None:
+            raise SnapshotFailed(f"there is no way to {to:x}")
+        return transport.receive_snapshot
 
     def _deliver(self, to: NodeId, messages: list[Message]) -> None:
         if messages:
@@ -110,15 +142,22 @@ class MemoryTransport(Transport):
         self._queue_bytes_max = queue_bytes_max
         self._receive: Receive | None = None
         self._peers: list[NodeId] = []
+        self.receive_snapshot: SnapshotReceiver | None = None
 
-    async def start(self, receive: Receive) -> None:
+    async def start(self, receive: Receive, receive_snapshot: SnapshotReceiver | None = None) -> None:
         self._receive = receive
+        self.receive_snapshot = receive_snapshot
         self._network.join(self)
 
     def send(self, messages: list[Message]) -> None:
         for to, frame in by_peer(messages).items():
             if to in self._peers:
                 self._network.carry(self.node_id, to, frame, self._queue_bytes_max)
+
+    async def send_snapshot(self, to: NodeId, header: SnapshotHeader, reader: SnapshotReader) -> None:
+        if to not in self._peers:
+            raise SnapshotFailed(f"{to:x} is no peer")
+        await self._network.carry_snapshot(to, header, reader, Pace(self.snapshot_bytes_per_second))
 
     def set_peers(self, peers: dict[NodeId, list[str]]) -> None:
         self._peers = [peer for peer in peers if peer != self.node_id]
@@ -130,6 +169,11 @@ class MemoryTransport(Transport):
         if self._receive is not None:
             self._receive = None
             self._network.leave(self)
+
+    def unreachable(self, node_id: NodeId) -> None:
+        """Called by the network."""
+        if self._receive is not None and self.on_unreachable is not None and node_id in self._peers:
+            self.on_unreachable(node_id)
 
     def receive(self, messages: list[Message]) -> None:
         """Called by the network."""

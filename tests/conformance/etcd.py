@@ -54,19 +54,43 @@ class EtcdCluster:
         return [process.pid for process in self._processes]
 
     def start(self) -> None:
-        names = [f"m{number}" for number in range(1, len(self.peer_urls) + 1)]
-        cluster = ",".join(f"{name}={url}" for name, url in zip(names, self.peer_urls, strict=True))
-        for name, client_url, peer_url in zip(names, self.client_urls, self.peer_urls, strict=True):
-            command = [
-                *(str(BIN / "etcd"), f"--name={name}", f"--data-dir={self._folder / name}"),
-                *(f"--listen-client-urls={client_url}", f"--advertise-client-urls={client_url}"),
-                *(f"--listen-peer-urls={peer_url}", f"--initial-advertise-peer-urls={peer_url}"),
-                *(f"--initial-cluster={cluster}", f"--initial-cluster-token={TOKEN}", "--log-level=error"),
-                *self._timing,
-            ]
-            with (self._folder / f"{name}.log").open("wb") as log:
-                self._processes.append(subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL))
+        self._processes = [self._spawn(number) for number in range(len(self.peer_urls))]
         wait_healthy(self.client_urls)
+
+    def kill(self, number: int) -> None:
+        """kill -9 of one member."""
+        self._processes[number].kill()
+        self._processes[number].wait()
+
+    def start_member(self, number: int) -> None:
+        """Again, after it was killed; returns at once."""
+        self._processes[number] = self._spawn(number)
+
+    def _spawn(self, number: int) -> subprocess.Popen[bytes]:
+        name, client_url, peer_url = f"m{number + 1}", self.client_urls[number], self.peer_urls[number]
+        return self._run(name, client_url, peer_url, self._first(), "new")
+
+    def join(self, name: str, client_url: str, peer_url: str) -> None:
+        """Start one more, which has been added."""
+        process = self._run(name, client_url, peer_url, [*self._first(), f"{name}={peer_url}"], "existing")
+        self._processes.append(process)
+
+    def _first(self) -> list[str]:
+        return [f"m{number}={url}" for number, url in enumerate(self.peer_urls, 1)]
+
+    def _run(
+        self, name: str, client_url: str, peer_url: str, cluster: list[str], state: str
+    ) -> subprocess.Popen[bytes]:
+        command = [
+            *(str(BIN / "etcd"), f"--name={name}", f"--data-dir={self._folder / name}"),
+            *(f"--listen-client-urls={client_url}", f"--advertise-client-urls={client_url}"),
+            *(f"--listen-peer-urls={peer_url}", f"--initial-advertise-peer-urls={peer_url}"),
+            *(f"--initial-cluster={','.join(cluster)}", f"--initial-cluster-state={state}"),
+            *(f"--initial-cluster-token={TOKEN}", "--log-level=error"),
+            *self._timing,
+        ]
+        with (self._folder / f"{name}.log").open("ab") as log:
+            return subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
 
     def stop(self) -> None:
         for process in self._processes:

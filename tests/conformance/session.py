@@ -6,12 +6,18 @@ A script line is one of
     ? NAME N             wait until it has printed N lines
     @ NAME N             the same, then stop it
     @ NAME exit          wait until it has ended by itself
+    ~ COMMAND            run it again until the answer does not depend on how long ago something else was done
+    ^ N                  let member mN lead; nothing is written
+    + NAME               start a member that was added, on {m4} and {peer4}, and wait until it has told its name
     < TEXT               a line of standard input for the command above; {x*1000} is a thousand times x
     # TEXT               a comment
-{m1} {m2} {m3} are client URLs, {all} all three joined with commas. Commands go to m1 unless they say otherwise.
+{m1} {m2} {m3} are client URLs, {all} all three joined with commas, {peer1}... peer URLs, {id1}... member ids; 4 and 5
+are for members that are added, {new} is the id of the last one; {lease1}... are the leases that were granted. Commands
+go to m1 unless they say otherwise.
 
 The transcript is the script with `| ` before each line of stdout, `! ` before each of stderr and `= N` for an exit
 code that is not 0. What differs from run to run (ids, terms, sizes, times, ports, hashes) becomes a name in <>.
+Members are listed by id, and that of an added one follows from the time; so they are put in the order of their names.
 """
 
 import json
@@ -20,20 +26,28 @@ import re
 import shlex
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
+from tests.conformance.etcd import free_ports
 from tests.conformance.gate import Gate
 
 TIMEOUT = 60  # seconds; far above what any command takes, so that a hang is an error and not a stuck suite
 LINES_TIMEOUT = 20  # seconds for a watch to print what it should
 NOT_ENOUGH_LINES = -1  # the exit code written for a watch that did not
+AGAIN = ("unhealthy cluster", "in sync with leader")  # for so long is `~` tried again
+AGAIN_SECONDS = 30
+ADDED_MAX = 2  # members that a script may add at once
 
 
 class Cluster(Protocol):
     client_urls: list[str]
     peer_urls: list[str]
     version: str
+
+    def join(self, name: str, client_url: str, peer_url: str) -> None:
+        """Start a member that was added; the cluster stops it."""
 
 
 class Normaliser:
@@ -49,11 +63,30 @@ class Normaliser:
         ids = {"<cluster>": members["header"]["cluster_id"]}
         ids |= {f"<{member['name']}>": member["ID"] for member in members["members"]}
         for name, number in ids.items():
-            self._names += [(str(number), name), (f"{number:x}", name)]
+            self.name_id(number, name)
+        self.ids = {f"{{id{number}}}": f"{ids[f'<m{number}>']:x}" for number in range(1, len(cluster.peer_urls) + 1)}
         self._version = cluster.version
         self._hashes: dict[str, str] = {}
+        self.leases: dict[str, str] = {}  # {lease1} -> id in hexadecimal
+
+    def name_lease(self, stdout: str) -> None:
+        """What a grant has printed, in whatever format."""
+        found = re.search(r'lease ([0-9a-f]{16}) granted|"ID" ?: ?(\d+)', stdout)
+        if found:
+            number = int(found[1], 16) if found[1] else int(found[2])
+            name = f"lease{len(self.leases) + 1}"
+            self.leases[f"{{{name}}}"] = f"{number:016x}"
+            self._names += [(str(number), f"<{name}>"), (f"{number:016x}", f"<{name}>")]
+
+    def name(self, value: str, name: str) -> None:
+        """From now on."""
+        self._names.append((value, name))
+
+    def name_id(self, number: int, name: str) -> None:
+        self._names += [(str(number), name), (f"{number:x}", name)]
 
     def line(self, text: str, command: str) -> str:
+        text = re.sub(r"\b(Member|cluster) +(?=[0-9a-f])", r"\1 ", text)  # ids are padded there
         for value, name in self._names:
             text = text.replace(value, name)
         text = re.sub(r'("?\b(?:raft_?term|RaftTerm)"? ?: ?)\d+', r"\1<term>", text, flags=re.IGNORECASE)
@@ -68,6 +101,9 @@ class Normaliser:
             # version, size, leader, learner, term, index, applied index
             text = re.sub(r"<version>(\W+)[\d.]+ [kM]?B(\W+)(?:true|false)\b", r"<version>\1<n>\2<is leader>", text)
             text = re.sub(r"((?:true|false)\W+)\d+(\W+)\d+(\W+)\d+", r"\1<term>\2<n>\3<n>", text)
+        if "timetolive" in command:
+            text = re.sub(r'(remaining\(|"ttl":|"TTL" : )\d+', r"\1<seconds>", text)
+            text = re.sub(r"(?<=keys\(\[).*(?=\]\))", lambda keys: " ".join(sorted(keys[0].split())), text)
         if "hashkv" in command:
             text = re.sub(r'((?:"?hash"? ?: ?)|<client\d>[, |]+)(\d+)', self._hash, text, flags=re.IGNORECASE)
         if text.startswith(("|", "+")) and text.endswith(("|", "+")):
@@ -163,6 +199,13 @@ class Session:
         self._etcdctl = etcdctl
         self._cluster = cluster
         self._normaliser = Normaliser(etcdctl, cluster)
+        self._new = ""  # the id of the member added last, in hexadecimal
+        ports = free_ports(2 * ADDED_MAX)
+        self._clients = [f"http://127.0.0.1:{port}" for port in ports[:ADDED_MAX]]
+        self._peers = [f"http://127.0.0.1:{port}" for port in ports[ADDED_MAX:]]
+        for number, (client, peer) in enumerate(zip(self._clients, self._peers, strict=True), 4):
+            self._normaliser.name(client, f"<client{number}>")
+            self._normaliser.name(peer, f"<peer{number}>")
         self._background: dict[str, tuple[str, Background]] = {}
 
     def play(self, script: str) -> str:
@@ -173,8 +216,12 @@ class Session:
                 out += [line, *(f"< {one}" for one in stdin)]
                 verb, _, rest = line.partition(" ")
                 match verb:
-                    case "$":
-                        out += self._run(rest, stdin)
+                    case "$" | "~":
+                        out += self._run(rest, stdin, again=verb == "~")
+                    case "^":
+                        self._lead(f"{{id{rest}}}")
+                    case "+":
+                        self._join(rest)
                     case "&":
                         name, _, command = rest.partition(" ")
                         background = Background(
@@ -195,17 +242,38 @@ class Session:
             self._background.clear()
         return "".join(f"{line}\n".replace(" \n", "\n") for line in out)
 
-    def _run(self, command: str, stdin: list[str]) -> list[str]:
+    def _run(self, command: str, stdin: list[str], again: bool = False) -> list[str]:
+        stdin = [self._placed(line) for line in stdin]
         text = "".join(re.sub(r"\{(.)\*(\d+)\}", lambda m: m[1] * int(m[2]), f"{line}\n") for line in stdin)
-        done = run_etcdctl(self._etcdctl, self._arguments(command), self._cluster.client_urls[0], text)
+        arguments = self._arguments(command)
+        deadline = time.monotonic() + AGAIN_SECONDS
+        while True:
+            done = run_etcdctl(self._etcdctl, arguments, self._cluster.client_urls[0], text)
+            if command.startswith("etcdctl lease grant"):
+                self._normaliser.name_lease(done.stdout)
+            if not again or time.monotonic() > deadline or not any(reason in done.stderr for reason in AGAIN):
+                break
+            time.sleep(0.2)
+        added = re.search(r"Member +([0-9a-f]+) added", done.stdout) or re.search(r'"member":\{"ID":(\d+)', done.stdout)
+        if added is not None:
+            number = int(added[1], 16 if "Member" in added[0] else 10)
+            self._new = f"{number:x}"
+            self._normaliser.name_id(number, "<new>")
         return self._written(command, done.stdout.splitlines(), done.stderr, done.returncode)
 
-    def _arguments(self, command: str) -> list[str]:
+    def _placed(self, text: str) -> str:
+        """With what stands for the names in {}."""
         urls = self._cluster.client_urls
-        places = {f"{{m{number}}}": url for number, url in enumerate(urls, 1)} | {"{all}": ",".join(urls)}
-        for place, value in places.items():
-            command = command.replace(place, value)
-        arguments = shlex.split(command)
+        clients, peers = [*urls, *self._clients], [*self._cluster.peer_urls, *self._peers]
+        places = {f"{{m{number}}}": url for number, url in enumerate(clients, 1)} | {"{all}": ",".join(urls)}
+        places |= {f"{{peer{number}}}": url for number, url in enumerate(peers, 1)}
+        places |= self._normaliser.ids | {"{new}": self._new}
+        for place, value in (places | self._normaliser.leases).items():
+            text = text.replace(place, value)
+        return text
+
+    def _arguments(self, command: str) -> list[str]:
+        arguments = shlex.split(self._placed(command))
         assert arguments[0] == "etcdctl", f"a script runs etcdctl only: {command}"
         return arguments[1:]
 
@@ -214,9 +282,46 @@ class Session:
         errors = [line for line in stderr.splitlines() if not line.startswith('{"level":')]
         if "NAME:" in stdout:
             stdout = ["<usage>"]  # etcdctl's help: not ours to check, nor to keep here
+        if command.startswith("etcdctl member"):
+            stdout = self._by_name(stdout)
         line: Callable[[str], str] = lambda text: self._normaliser.line(text, command)  # noqa: E731
         out = [f"| {line(text)}" for text in stdout] + [f"! {line(text)}" for text in errors]
         return [*out, f"= {code}"] if code else out
+
+    def _by_name(self, stdout: list[str]) -> list[str]:
+        """Members in the order of their names, however their ids are."""
+        named: Callable[[str], str] = lambda text: self._normaliser.line(text, "")  # noqa: E731
+        if len(stdout) == 1 and stdout[0].startswith("{"):
+            answer = json.loads(stdout[0])
+            answer["members"].sort(key=lambda member: named(str(member["ID"])))
+            return [json.dumps(answer, separators=(",", ":"))]
+        rows = [at for at, text in enumerate(stdout) if re.match(r"(\| )?[0-9a-f]+(,| \|)", text)]
+        ordered = sorted([stdout[at] for at in rows], key=named)
+        for at, text in zip(rows, ordered, strict=True):
+            stdout[at] = text
+        cluster = re.compile(r'(ETCD_INITIAL_CLUSTER=")([^"]*)(")')
+        return [cluster.sub(lambda m: m[1] + ",".join(sorted(m[2].split(","))) + m[3], text) for text in stdout]
+
+    def _lead(self, place: str) -> None:
+        everybody = ",".join(self._cluster.client_urls)
+        done = run_etcdctl(self._etcdctl, ["move-leader", self._normaliser.ids[place]], everybody)
+        assert done.returncode == 0, done.stderr
+
+    def _revision(self, endpoint: str = "") -> int:
+        """The newest one that a member has; 0 when it does not answer."""
+        command = ["endpoint", "status", "-w", "json"]
+        done = run_etcdctl(self._etcdctl, command, endpoint or self._cluster.client_urls[0])
+        return int(json.loads(done.stdout)[0]["Status"]["header"]["revision"]) if done.returncode == 0 else 0
+
+    def _join(self, name: str) -> None:
+        self._cluster.join(name, self._clients[0], self._peers[0])
+        deadline = time.monotonic() + TIMEOUT
+        while True:
+            listed = run_etcdctl(self._etcdctl, ["member", "list"], self._cluster.client_urls[0]).stdout
+            if f", started, {name}, " in listed and self._revision(self._clients[0]) == self._revision():
+                return
+            assert time.monotonic() < deadline, f"{name} does not join:\n{listed}"
+            time.sleep(0.1)
 
 
 def statements(script: str) -> Iterator[tuple[str, list[str]]]:

@@ -21,7 +21,7 @@ import pytest
 from tests.conformance.etcd import TOKEN, member_id
 from tests.conformance.record import ETCDCTLS, HERE, SCRIPTS
 from tests.conformance.session import Session
-from tests.e2e.cluster import Cluster
+from tests.e2e.cluster import Cluster, Member
 
 
 class OurCluster:
@@ -39,6 +39,19 @@ class OurCluster:
                 break
         self.cluster = cluster
         self.client_urls = cluster.endpoints
+        self._path = path
+
+    def join(self, name: str, client_url: str, peer_url: str) -> None:
+        """Start one more, which has been added; it is stopped with the others."""
+        client_port, peer_port = int(client_url.rpartition(":")[2]), int(peer_url.rpartition(":")[2])
+        member = Member(name, self._path, client_port, peer_port)
+        member.arguments = [
+            *self.cluster.member_flags(member),
+            f"--initial-cluster={self.cluster.initial_cluster},{name}={peer_url}",
+            "--initial-cluster-state=existing",
+        ]
+        self.cluster.members.append(member)
+        member.start()
 
 
 @pytest.fixture(scope="module", params=list(ETCDCTLS))

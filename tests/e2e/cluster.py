@@ -16,6 +16,8 @@ condition and fails with the member's last log lines.
 from __future__ import annotations
 
 import contextlib
+import itertools
+import json
 import os
 import signal
 import socket
@@ -25,7 +27,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import grpc
 
@@ -65,6 +67,7 @@ class Member:
         self.name = name
         self.data_dir = path / name
         self.log_path = path / f"{name}.log"
+        self.admin_path = path / f"{name}.sock"
         self.client_url = f"http://127.0.0.1:{client_port}"
         self.peer_url = f"http://127.0.0.1:{peer_port}"
         self.target = f"127.0.0.1:{client_port}"  # for a grpc channel
@@ -169,6 +172,29 @@ class Member:
             return None
         return response
 
+    @property
+    def member_id(self) -> int:
+        """As the member says itself."""
+        return int(wait_for(self.status, f"{self.name} answers").header.member_id)
+
+    def admin(self, **request: str) -> dict[str, Any]:
+        """One question at the admin socket (Cluster(admin=True)); AssertionError when it is refused."""
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(WAIT_SECONDS)
+            connection.connect(str(self.admin_path))
+            connection.sendall(json.dumps(request).encode() + b"\n")
+            with connection.makefile() as answers:
+                answer: dict[str, Any] = json.loads(answers.readline())
+        assert answer.pop("ok"), answer
+        return answer
+
+    def arm(self, name: str, actions: str) -> None:
+        """Set a failpoint of the running process."""
+        self.admin(do="set", name=name, actions=actions)
+
+    def disarm(self, name: str) -> None:
+        self.admin(do="clear", name=name)
+
     def close(self) -> None:
         self.kill()
         if self._channel is not None:
@@ -189,16 +215,29 @@ class Cluster:
         *,
         flags: list[str] | None = None,
         environment: dict[str, str] | None = None,
+        admin: bool = False,
     ) -> None:
+        """admin: give each member an admin socket, for failpoints."""
         ports = free_ports(2 * size)
         path.mkdir(parents=True, exist_ok=True)
+        self._path = path
+        self._flags = list(flags or [])
+        self._environment = dict(environment or {})
+        self._admin = admin
+        self._names = itertools.count(size + 1)
+        self._removed: list[Member] = []
         self.members = [
             Member(f"m{number + 1}", path, ports[2 * number], ports[2 * number + 1]) for number in range(size)
         ]
         self.initial_cluster = ",".join(f"{member.name}={member.peer_url}" for member in self.members)
         for member in self.members:
-            member.environment = dict(environment or {})
-            member.arguments = [*self.member_flags(member), *(flags or [])]
+            self._prepare(member)
+
+    def _prepare(self, member: Member) -> None:
+        member.environment = dict(self._environment)
+        member.arguments = [*self.member_flags(member), *self._flags]
+        if self._admin:
+            member.arguments.append(f"--admin-socket={member.admin_path}")
 
     def member_flags(self, member: Member) -> list[str]:
         return [
@@ -219,8 +258,62 @@ class Cluster:
         for member in self.members:
             member.wait_ready()
 
+    def add_member(self, *, learner: bool = False, timeout: float = WAIT_SECONDS) -> Member:
+        """A new member, known to the cluster and not started: `start`, then `wait_ready`."""
+        member = Member(f"m{next(self._names)}", self._path, *free_ports(2))
+        request = rpc_pb2.MemberAddRequest(peerURLs=[member.peer_url], isLearner=learner)
+
+        def added() -> rpc_pb2.MemberAddResponse | None:
+            try:
+                response: rpc_pb2.MemberAddResponse = self.members_stub().MemberAdd(request, timeout=timeout)
+            except grpc.RpcError as error:
+                if "unhealthy cluster" in error.details():  # all must have been connected for some seconds
+                    return None
+                raise
+            return response
+
+        answer = wait_for(added, f"{member.name} may be added", timeout)
+        # As an operator is told to write it: all that are members now, the new one by the name it will have.
+        names = {one.peer_url: one.name for one in [*self.members, member]}
+        self.initial_cluster = ",".join(f"{names[url]}={url}" for one in answer.members for url in one.peerURLs)
+        self._prepare(member)
+        member.arguments.append("--initial-cluster-state=existing")
+        self.members.append(member)
+        return member
+
+    def promote(self, member: Member, timeout: float = WAIT_SECONDS) -> None:
+        """Until it is caught up enough to become a voter."""
+        request = rpc_pb2.MemberPromoteRequest(ID=member.member_id)
+
+        def promoted() -> bool:
+            try:
+                self.members_stub().MemberPromote(request, timeout=timeout)
+            except grpc.RpcError as error:
+                if "in sync with leader" in error.details():
+                    return False
+                raise
+            return True
+
+        wait_for(promoted, f"{member.name} is promoted", timeout)
+
+    def remove_member(self, member: Member, timeout: float = WAIT_SECONDS) -> None:
+        """Out of the cluster; its process is expected to end by itself."""
+        request = rpc_pb2.MemberRemoveRequest(ID=member.member_id)
+        self.members.remove(member)
+        self._removed.append(member)
+        self.members_stub().MemberRemove(request, timeout=timeout)
+
+    def move_leader(self, to: Member, timeout: float = WAIT_SECONDS) -> None:
+        stub = rpc_pb2_grpc.MaintenanceStub(self.wait_leader().channel)
+        stub.MoveLeader(rpc_pb2.MoveLeaderRequest(targetID=to.member_id), timeout=timeout)
+
+    def members_stub(self) -> rpc_pb2_grpc.ClusterStub:
+        return rpc_pb2_grpc.ClusterStub(self.running[0].channel)
+
     def stop(self) -> None:
         """Kill whatever still runs. Idempotent."""
+        for member in self._removed:
+            member.close()
         for member in self.members:
             member.close()
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,11 +11,11 @@ from tests.e2e.cluster import Cluster
 
 @pytest.fixture
 def make_cluster(tmp_path: Path) -> Iterator[Callable[..., Cluster]]:
-    """`make_cluster(size, flags=[...])`: a Cluster that is not started yet and is killed after the test."""
+    """`make_cluster(size, flags=[...])`, with any option of Cluster: not started yet, and killed after the test."""
     made: list[Cluster] = []
 
-    def make(size: int, *, flags: list[str] | None = None, environment: dict[str, str] | None = None) -> Cluster:
-        cluster = Cluster(size, tmp_path / f"cluster{len(made)}", flags=flags, environment=environment)
+    def make(size: int, **options: Any) -> Cluster:
+        cluster = Cluster(size, tmp_path / f"cluster{len(made)}", **options)
         made.append(cluster)
         return cluster
 

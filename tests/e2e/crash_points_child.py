@@ -239,9 +239,9 @@ class CrashStorage(SegmentedStorage):  # type: ignore[misc]
         with self._steps.during("save"):
             super().save(hard_state, entries, must_sync)
 
-    def reset(self, index: Index, term: Term, configuration: Configuration) -> None:
+    def reset(self, index: Index, term: Term, configuration: Configuration, context: bytes = b"") -> None:
         with self._steps.during("reset"):
-            super().reset(index, term, configuration)
+            super().reset(index, term, configuration, context)
 
     def _start_segment(self, *, is_reset: bool, base: tuple[Index, Term]) -> Any:
         with self._steps.during("reset" if is_reset else "segment change"):
@@ -250,9 +250,9 @@ class CrashStorage(SegmentedStorage):  # type: ignore[misc]
         segment.file.what = "segment"
         return segment
 
-    def compact(self, index: Index, configuration: Configuration) -> None:
+    def compact(self, index: Index, configuration: Configuration, context: bytes = b"") -> None:
         with self._steps.step("compact: all of it"), self._steps.during("compact"):
-            super().compact(index, configuration)
+            super().compact(index, configuration, context)
 
 
 def crash_in_the_store(steps: Steps) -> None:

@@ -1,12 +1,14 @@
 """A delete of 500,000 keys, under load, on three members: nobody is deposed, and no loop stands still."""
 
 import json
+import os
 import re
 import signal
 import threading
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import grpc
 import pytest
@@ -42,6 +44,27 @@ def load(cluster: Cluster, leader: Member) -> None:
 def timed_out(error: grpc.RpcError) -> bool:
     """On a slow machine the delete takes longer than a request may wait (7 s), and so does what is behind it."""
     return bool(error.code() is grpc.StatusCode.UNAVAILABLE and "request timed out" in (error.details() or ""))
+
+
+class CpuTime:
+    """How much processor time a member takes."""
+
+    def __init__(self, member: Member) -> None:
+        self._stat = Path(f"/proc/{member.process.pid}/stat")  # type: ignore[union-attr]
+        self._seconds, self._at = self._read(), time.monotonic()
+
+    def _read(self) -> float:
+        fields = self._stat.read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def is_low(self) -> bool:
+        """Whether the last second was an idle one."""
+        now = time.monotonic()
+        if now - self._at < 1:
+            return False
+        seconds, self._seconds = self._seconds, self._read()
+        at, self._at = self._at, now
+        return self._seconds - seconds < 0.2 * (now - at)
 
 
 class Writers:
@@ -109,6 +132,9 @@ def test_big_delete_stalls_nobody(make_cluster: Callable[..., Cluster]) -> None:
         load(cluster, leader)
         kv = cluster.kv(leader)
         assert kv.Range(COUNT, timeout=60).count == KEYS
+        for member in cluster.members:
+            # Files of the load are merged for seconds more, beside whatever follows.
+            wait_for(CpuTime(member).is_low, f"{member} to have done with the load", 60)
         before = {member: member.status() for member in cluster.members}
         writers = Writers(cluster)
         try:

@@ -151,7 +151,7 @@ def test_a_damaged_store(make_cluster: MakeCluster) -> None:
     member.start()
     member.wait_ready()
     assert member.stop() == 0  # flushes: now there is a table file
-    for table in (member.data_dir / "state").glob("*.sst"):
+    for table in member.data_dir.glob("state-*/*.sst"):
         content = bytearray(table.read_bytes())
         for at in range(0, len(content), 16):
             content[at] ^= 0xFF

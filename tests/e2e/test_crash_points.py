@@ -383,7 +383,7 @@ def test_kill_at_every_call_of_a_flush_inside_rocksdb(tmp_path: Path) -> None:
     for file, call, when in FLUSH_CALLS:
         folder = tmp_path / f"{file}-{call}-{when}"
         inject = f"inject={call}:signal=SIGKILL:when={when}"
-        strace = ["strace", "-f", "-qq", "-o", "/dev/null", "-P", f"{folder}/0/data/state/{file}", "-e", inject]
+        strace = ["strace", "-f", "-qq", "-o", "/dev/null", "-P", f"{folder}/0/data/state-0/{file}", "-e", inject]
         with running(folder, strace) as children:
             [(left, end)] = children.run([(None, None)])
             assert end == KILLED, f"{call} {when} of {file} was not reached"

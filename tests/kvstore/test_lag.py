@@ -6,7 +6,7 @@ import time
 import pytest
 from structlog.testing import capture_logs
 
-from kvstore.lag import VARIABLE, LoopLag, watch_loop
+from kvstore.lag import VARIABLE, LoopLag, wants_lag
 
 
 async def worst(lag: LoopLag) -> float:
@@ -30,4 +30,4 @@ async def test_sees_a_blocked_loop_and_begins_anew() -> None:
 
 async def test_off_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(VARIABLE, raising=False)
-    assert watch_loop() is None
+    assert not wants_lag()

@@ -1,6 +1,7 @@
 """Clusters of real nodes for the tests of the driver: over memory or gRPC, with clocks and disks to hold."""
 
 import asyncio
+import json
 import random
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
@@ -10,12 +11,20 @@ from raft.config import Config
 from raft.messages import Message
 from raft.node import Node, NodeConfig, ProposalSource, StateMachine
 from raft.runtime import Runtime, SeededRng
+from raft.snapshot import (
+    MemorySnapshot,
+    MemoryWriter,
+    ReceivedSnapshot,
+    SnapshotFile,
+    SnapshotReader,
+    SnapshotWriter,
+)
 from raft.storage.base import LogStorage
 from raft.storage.memory import MemoryStorage
 from raft.transport.base import Transport
 from raft.transport.grpc import GrpcTransport, PeerIdentity
 from raft.transport.memory import MemoryNetwork, MemoryTransport
-from raft.types import Configuration, Entry, EntryKind, Index, NodeId, Role
+from raft.types import Configuration, Entry, EntryKind, Index, NodeId, Role, SnapshotMeta, Term
 
 
 async def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
@@ -31,8 +40,50 @@ async def turns(count: int = 50) -> None:
         await asyncio.sleep(0)
 
 
+class Reader(SnapshotReader):
+    """A MemorySnapshot that counts."""
+
+    def __init__(self, snapshot: MemorySnapshot) -> None:
+        self.index, self.term, self.files = snapshot.index, snapshot.term, snapshot.files
+        self.bytes_read = 0
+        self.closed = False
+        self._snapshot = snapshot
+
+    def read(self, name: str, offset: int, size: int) -> bytes:
+        assert not self.closed
+        self.bytes_read += size
+        return self._snapshot.read(name, offset, size)
+
+    def close(self) -> None:
+        assert not self.closed
+        self.closed = True
+
+
+class Writer(SnapshotWriter):
+    """A MemoryWriter that a test can stop or break."""
+
+    def __init__(self) -> None:
+        self.memory = MemoryWriter()
+        self.on_write: Callable[[int], None] = lambda offset: None
+        self.on_finish: Callable[[], None] = lambda: None
+
+    def begin(self, meta: SnapshotMeta, files: list[SnapshotFile]) -> dict[str, int]:
+        return self.memory.begin(meta, files)
+
+    def write(self, name: str, offset: int, data: bytes) -> None:
+        self.on_write(offset)
+        self.memory.write(name, offset, data)
+
+    def finish(self) -> None:
+        self.on_finish()
+        self.memory.finish()
+
+    def discard(self) -> None:
+        self.memory.discard()
+
+
 class Machine(StateMachine):
-    """Remembers the commands, and waits while `gate` is closed."""
+    """Remembers the commands, and waits while `gate` is closed. It is durable if the test keeps it."""
 
     def __init__(self) -> None:
         self.commands: list[bytes] = []
@@ -41,11 +92,37 @@ class Machine(StateMachine):
         self.gate.set()
         self.fails = False
         self.on_apply: Callable[[list[Entry]], None] = lambda entries: None
+        self.readers: list[Reader] = []
+        self.snapshots_fail = 0
+        self.writer = Writer()
         self._applied: Index = 0
+        self._term: Term = 0
+        self._installed: SnapshotMeta | None = None
 
     @property
     def applied_index(self) -> Index:
         return self._applied
+
+    @property
+    def installed(self) -> SnapshotMeta | None:
+        return self._installed
+
+    async def take_snapshot(self) -> SnapshotReader:
+        if self.snapshots_fail:
+            self.snapshots_fail -= 1
+            raise OSError("no space left for a checkpoint")
+        state = json.dumps([command.hex() for command in self.commands]).encode()
+        self.readers.append(Reader(MemorySnapshot(self._applied, self._term, state)))
+        return self.readers[-1]
+
+    def incoming(self) -> SnapshotWriter:
+        return self.writer
+
+    async def install_snapshot(self, snapshot: ReceivedSnapshot) -> None:
+        assert snapshot.meta.index > self._applied
+        self.commands = [bytes.fromhex(command) for command in json.loads(self.writer.memory.state)]
+        self._installed = snapshot.meta
+        self._applied, self._term = snapshot.meta.index, snapshot.meta.term
 
     async def apply(self, entries: list[Entry]) -> None:
         assert entries[0].index == self._applied + 1, f"gap: {entries[0]} after {self._applied}"
@@ -55,7 +132,7 @@ class Machine(StateMachine):
             raise OSError("no space left for the state")
         self.commands += [entry.data for entry in entries if entry.kind is EntryKind.COMMAND]
         self.entries += entries
-        self._applied = entries[-1].index
+        self._applied, self._term = entries[-1].index, entries[-1].term
 
 
 class HandClock:
@@ -132,6 +209,7 @@ class Cluster:
         ),
         source: Callable[[NodeId], ProposalSource | None] = lambda node_id: None,
         seed: int = 1,
+        node: dict[str, Any] | None = None,
         **core: Any,
     ) -> None:
         self.ids = list(range(1, size + 1))
@@ -146,6 +224,8 @@ class Cluster:
         self._source = source
         self._random = random.Random(seed)
         self._core = core
+        self._node = node or {}
+        self.machines: dict[NodeId, Machine] = {}  # those that are here outlive their node
         self._urls: dict[NodeId, list[str]] = {}
 
     async def __aenter__(self) -> "Cluster":
@@ -165,16 +245,29 @@ class Cluster:
             core=Config(node_id=node_id, **self._core),
             tick_seconds=0.02,
             sync="thread" if self._hold else "inline",
+            **self._node,
         )
 
+    async def join(self, node_id: NodeId, prepare: Callable[[Node], None] = lambda node: None) -> Member:
+        """A node that knows nothing yet. `prepare` is called before its start."""
+        self.clocks[node_id] = HandClock()
+        self.executors[node_id] = HeldExecutor()
+        self.storages[node_id] = MemoryStorage(Configuration(()))
+        member = self.build(node_id)
+        prepare(member.node)
+        return await self.run(node_id, member)
+
     async def start(self, node_id: NodeId) -> Member:
+        return await self.run(node_id, self.build(node_id))
+
+    def build(self, node_id: NodeId) -> Member:
         transport = self._transport(node_id)
         runtime = Runtime(
             clock=self.clocks[node_id] if self._clock else Runtime().clock,
             rng=SeededRng(self._random.random().__hash__()),
             executor=self.executors[node_id] if self._hold else None,
         )
-        machine = Machine()
+        machine = self.machines.get(node_id) or Machine()
         node = Node(
             self.config(node_id),
             self.storages[node_id],
@@ -183,8 +276,12 @@ class Cluster:
             proposals=self._source(node_id),
             runtime=runtime,
         )
-        member = self.members[node_id] = Member(node, machine, self.storages[node_id], transport)
-        await node.start()
+        return Member(node, machine, self.storages[node_id], transport)
+
+    async def run(self, node_id: NodeId, member: Member) -> Member:
+        self.members[node_id] = member
+        transport = member.transport
+        await member.node.start()
         if isinstance(transport, GrpcTransport):
             self._urls[node_id] = transport.listening
         else:
@@ -212,6 +309,7 @@ class Cluster:
         for task in node._tasks:
             task.cancel()
         await asyncio.gather(*node._tasks, return_exceptions=True)
+        await node._sending.stop()
         await member.transport.stop()
 
     def sent(self, node_id: NodeId) -> list[Message]:
@@ -246,6 +344,12 @@ class Cluster:
                 await self.tick()
         await until(agreed)
         return self.members[self.leaders()[0]]
+
+    async def settled(self) -> Member:
+        """The leader, once it has committed an entry of its term: before that it refuses changes."""
+        leader = await self.leader()
+        await leader.node.wait_applied(await leader.node.read_index())
+        return leader
 
     def followers(self) -> list[Member]:
         leading = self.leaders()

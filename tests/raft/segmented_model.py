@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from raft.core.ports import Rng
-from raft.storage.base import Loaded, LogStorage
+from raft.storage.base import Loaded, LogStorage, state_after_reset
 from raft.storage.segmented import SegmentedStorage
 from raft.testing.disk import Fate, SimFileSystem
 from raft.types import Configuration, Entry, EntryKind, HardState, Index, Term
@@ -29,6 +29,10 @@ class SeededRng(Rng):
 def configuration_at(index: Index) -> Configuration:
     """In these tests every index has a configuration of its own, so that a wrong one shows."""
     return Configuration((index + 1, index + 2), (index + 3,), (1,))
+
+
+def context_at(index: Index) -> bytes:
+    return b"%d" % index
 
 
 class State(NamedTuple):
@@ -65,7 +69,8 @@ class Model:
             self.history.append(self.now._replace(entries=(*self.now.entries, entry)))
 
     def reset(self, index: Index, term: Term) -> None:
-        self.history.append(State(self.now.term, self.now.vote, index, (index, term), ()))
+        state = state_after_reset(HardState(self.now.term, self.now.vote, 0), index, term)
+        self.history.append(State(state.term, state.vote, index, (index, term), ()))
 
     def synced(self) -> None:
         self.durable = len(self.history) - 1
@@ -82,6 +87,10 @@ class Model:
         assert storage.first_index - 1 <= max(self.compacted, found.base[0])
         if loaded.configuration.voters:
             assert loaded.configuration == configuration_at(storage.first_index - 1)
+            assert loaded.context == context_at(storage.first_index - 1)
+            kept = [entry for entry in found.entries if entry.index >= storage.first_index]
+            changes = [entry for entry in kept if entry.kind is EntryKind.CONFIGURATION]
+            assert loaded.configuration_entries == changes
         self.history = [found]
         self.durable = 0
 
@@ -122,7 +131,7 @@ class Driver:
         self.model.restarted(self.storage, loaded)
         if not loaded.configuration.voters:
             self.model.reset(0, 0)
-            self.storage.reset(0, 0, configuration_at(0))
+            self.storage.reset(0, 0, configuration_at(0), context_at(0))
             self.model.synced()
 
     def restart(self, fate: Fate | None) -> None:
@@ -172,7 +181,7 @@ class Driver:
 
     def _reset(self, index: Index) -> None:
         self.model.reset(index, self.term)
-        self.storage.reset(index, self.term, configuration_at(index))
+        self.storage.reset(index, self.term, configuration_at(index), context_at(index))
         self.model.compacted = index
         self.model.synced()
 
@@ -181,7 +190,7 @@ class Driver:
             return
         self.model.compacted = max(index, self.model.compacted)
         removed = self.storage.first_index
-        self.storage.compact(index, configuration_at(index))
+        self.storage.compact(index, configuration_at(index), context_at(index))
         assert self.storage.first_index in (removed, index + 1)
         if self.storage.first_index != removed:
             self.model.synced()

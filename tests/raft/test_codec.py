@@ -55,7 +55,7 @@ messages = st.one_of(
     st.builds(RequestVoteResponse, ids, ids, numbers, flags, flags),
     appends(),
     st.builds(AppendEntriesResponse, ids, ids, numbers, numbers, flags, numbers, numbers, numbers),
-    st.builds(Heartbeat, ids, ids, numbers, numbers, numbers, numbers),
+    st.builds(Heartbeat, ids, ids, numbers, numbers, numbers, numbers, flags),
     st.builds(HeartbeatResponse, ids, ids, numbers, numbers),
     st.builds(ReadIndex, ids, ids, numbers, numbers),
     st.builds(ReadIndexResponse, ids, ids, numbers, numbers, numbers),

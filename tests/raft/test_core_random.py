@@ -13,8 +13,9 @@ import pytest
 
 from raft.config import Config
 from raft.errors import ProposalDropped
+from raft.ready import Ready
 from raft.testing.cluster import Cluster, SplitMixRng
-from raft.types import Configuration, Index, NodeId
+from raft.types import Configuration, ConfigurationChange, Index, NodeId
 
 STEPS = 600
 SEEDS = 400
@@ -28,11 +29,14 @@ class World:
         learners = (size + 1,) if rng.chance(25) else ()
         outgoing = (1, 2, 3) if size == 5 and rng.chance(30) else ()
         voters = tuple(range(3, 6)) if outgoing else tuple(range(1, size + 1))
+        # A lease rests on clocks, so time passes for all at once there; elsewhere it does as it likes.
+        self.lease = rng.chance(20)
         config = Config(
             node_id=1,
             election_ticks=(4, 10)[rng.below(2)],
-            pre_vote=rng.chance(70),
-            check_quorum=rng.chance(70),
+            pre_vote=rng.chance(70) or self.lease,
+            check_quorum=rng.chance(70) or self.lease,
+            lease_reads=self.lease,
             append_bytes_max=(1, 8, 1 << 20)[rng.below(3)],
             inflight_appends_max=(1, 2, 256)[rng.below(3)],
             inflight_bytes_max=(4, 1 << 20)[rng.below(2)],
@@ -54,9 +58,15 @@ class World:
             "pass": 4,
             "elect": 8,
             "strand": 8,
+            "change": 16,
+            "compact": 16,
+            "unreachable": 4,
         }
         self.percent = {fault: (most >> rng.below(4)) * rng.below(2) for fault, most in rates.items()}
-        self.percent["elect"] += 1
+        self.percent["elect"] = 0 if self.lease else self.percent["elect"] + 1
+        self.changes = 0
+        self.installed = 0
+        self.cluster.on_save = self.saved
         self.busy = 2 + rng.below(8)  # messages that arrive in one step, at most
         self.proposed = 0
         self.asked: dict[tuple[NodeId, int], Index] = {}  # (node, context) -> what had been committed when it was asked
@@ -82,8 +92,11 @@ class World:
             cluster.transfer(node_id, nodes[rng.below(len(nodes))])
         elif rng.chance(percent["elect"]):
             cluster.tick(node_id, 2 * member.config.election_ticks)
+        elif rng.chance(percent["unreachable"]):
+            cluster.node(node_id).leader_unreachable()
         elif rng.chance(12):
-            cluster.tick(node_id)
+            for ticked in cluster.up() if self.lease else [node_id]:
+                cluster.tick(ticked)
         elif rng.chance(15):
             self.request(node_id)
         for node_id in nodes:
@@ -98,9 +111,36 @@ class World:
             self.cut(nodes)
         if rng.chance(percent["strand"]):
             self.strand(nodes)
+        if rng.chance(percent["change"]):
+            self.change(cluster.leader() or node_id)
         self.deliver()
-        if rng.chance(1) and cluster.members[node_id].raw is not None:
-            cluster.compact(node_id)
+        if cluster.transfers and rng.chance(20):
+            cluster.arrive(rng.below(len(cluster.transfers)), broken=rng.chance(percent["lose"]))
+        if rng.chance(1 + percent["compact"]) and cluster.members[node_id].raw is not None:
+            far = rng.chance(8 * percent["compact"])  # else up to what every member has
+            cluster.compact(node_id, cluster.members[node_id].applied_index if far else None)
+
+    def saved(self, node_id: NodeId, ready: Ready) -> None:
+        self.installed += ready.snapshot is not None
+
+    def change(self, node_id: NodeId) -> None:
+        """Somebody joins, is promoted or leaves; often several at once. Who has left never comes back."""
+        rng, cluster = self.rng, self.cluster
+        if cluster.members[node_id].raw is None:
+            return
+        configuration = cluster.node(node_id).configuration
+        voters: list[NodeId] = [n for n in configuration.learners if rng.chance(40)]
+        learners: list[NodeId] = []
+        removed = [n for n in configuration.members() if n not in voters and rng.chance(20)]
+        if len(cluster.members) < 9 and rng.chance(60):
+            joins = max(cluster.members) + 1
+            cluster.add(joins)
+            (voters if rng.chance(50) else learners).append(joins)
+        try:
+            cluster.change(node_id, ConfigurationChange(tuple(voters), tuple(learners), tuple(removed)))
+            self.changes += 1
+        except ProposalDropped:
+            pass  # nothing was appended
 
     def cut(self, nodes: list[NodeId]) -> None:
         rng, cluster = self.rng, self.cluster
@@ -125,7 +165,7 @@ class World:
             if not rng.chance(self.percent["stop"]):
                 cluster.work(node_id)
         for node_id in others:
-            if cluster.members[node_id].raw is not None:
+            if cluster.members[node_id].raw is not None and not self.lease:
                 cluster.tick(node_id, cluster.members[node_id].config.election_ticks)
 
     def deliver(self) -> None:
@@ -170,6 +210,17 @@ class World:
                 assert index >= needed, f"stale read on n{node_id}: {index}, {needed} was committed when it was asked"
         reads.clear()
 
+    def switch_off_the_removed(self) -> None:
+        """Without pre-vote and check-quorum they disturb the others for ever (4.2.3)."""
+        cluster = self.cluster
+        leader = cluster.leader()
+        if not leader or (cluster.config.pre_vote and cluster.config.check_quorum):
+            return
+        raw = cluster.node(leader)
+        for node_id in cluster.up():
+            if node_id != leader and node_id not in raw.configuration.members() and not raw.pending_change:
+                cluster.crash(node_id)
+
     def recover(self) -> None:
         """No more faults: a leader, progress, equal states, answered reads."""
         cluster = self.cluster
@@ -180,26 +231,31 @@ class World:
         cluster.settle()
         for _ in range(300):
             cluster.advance(1)
-            if cluster.leader() and cluster.node(cluster.leader()).raft.transfer_target == 0:
+            self.switch_off_the_removed()
+            leader = cluster.leader()
+            if leader and not cluster.node(leader).pending_change and cluster.node(leader).raft.transfer_target == 0:
                 break
         leader = cluster.leader()
         assert leader, "no leader although all are up"
+        assert not cluster.node(leader).pending_change, "a change of members never ends"
         cluster.propose(leader, [b"last"])
         cluster.advance(30)
-        states = [cluster.state(node_id) for node_id in cluster.members]
+        leader = cluster.leader()
+        members = cluster.node(leader).configuration.members()
+        states = [cluster.state(node_id) for node_id in members]
         assert states[0][-1:] == [b"last"], "the last proposal was not applied"
         assert all(state == states[0] for state in states), "the nodes applied different states"
         commit_index = cluster.node(leader).commit_index
-        for node_id, member in cluster.members.items():
+        for node_id in members:
             context = cluster.read(node_id)
             assert context is not None
             cluster.settle()
-            assert member.reads[context] == commit_index
+            assert cluster.members[node_id].reads[context] == commit_index
 
 
 @pytest.mark.parametrize("first", range(0, SEEDS, SEEDS_PER_TEST))
 def test_random_histories_keep_every_invariant(first: int) -> None:
-    answered = committed = 0
+    answered = committed = changes = installed = 0
     for seed in range(first, first + SEEDS_PER_TEST):
         world = World(seed)
         try:
@@ -209,8 +265,12 @@ def test_random_histories_keep_every_invariant(first: int) -> None:
             raise
         answered += world.answered
         committed += world.cluster.checker.commit_index
+        changes += world.changes
+        installed += world.installed
     assert answered > 4 * SEEDS_PER_TEST, "hardly any read was answered: the histories show nothing"
     assert committed > 10 * SEEDS_PER_TEST, "hardly anything was committed: the histories show nothing"
+    assert changes > SEEDS_PER_TEST // 4, "the members hardly ever changed"
+    assert installed, "no snapshot was ever installed"
 
 
 if __name__ == "__main__":

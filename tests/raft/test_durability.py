@@ -73,11 +73,14 @@ class Disk(LogStorage):
     def entries(self, low: Index, high: Index, bytes_max: int) -> list[Entry]:
         return self.memory.entries(low, high, bytes_max)
 
-    def reset(self, index: Index, term: Term, configuration: Configuration) -> None:
-        self.memory.reset(index, term, configuration)
+    def reset(self, index: Index, term: Term, configuration: Configuration, context: bytes = b"") -> None:
+        self.memory.reset(index, term, configuration, context)
 
-    def compact(self, index: Index, configuration: Configuration) -> None:
-        self.memory.compact(index, configuration)
+    def compact(self, index: Index, configuration: Configuration, context: bytes = b"") -> None:
+        self.memory.compact(index, configuration, context)
+
+    def bytes_after(self, index: Index) -> int:
+        return self.memory.bytes_after(index)
 
     def bytes_stored(self) -> int:
         return self.memory.bytes_stored()

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 from raft.errors import Compacted
+from raft.snapshot import repair_log
 from raft.storage.base import Loaded, LogStorage
 from raft.storage.memory import MemoryStorage
 from raft.storage.segmented import SegmentedStorage
-from raft.types import Configuration, Entry, EntryKind, HardState
+from raft.types import Configuration, Entry, EntryKind, HardState, SnapshotMeta
 
 THREE = Configuration((1, 2, 3))
 FOUR = Configuration((1, 2, 3), learners=(4,))
@@ -67,7 +68,7 @@ def test_entries_and_hard_state_survive(log: Log) -> None:
     for _ in range(2):
         assert content(log.storage) == entries
         assert [log.storage.term_at(i) for i in range(6)] == [0, 1, 1, 2, 2, 3]
-        assert log.restart() == Loaded(HardState(3, 2, 4), THREE)
+        assert log.restart() == Loaded(HardState(3, 2, 4), THREE, entries[4:])
         assert (log.storage.first_index, log.storage.last_index) == (1, 5)
 
 
@@ -200,3 +201,105 @@ def test_no_ghost_of_an_overwritten_entry_after_a_compaction(log: Log) -> None:
     log.storage.save(None, make(5, [2]), True)
     log.restart()
     assert log.storage.entries(5, 5, 0) == make(5, [2])
+
+
+# Configurations, and what snapshots need
+
+
+def change(index: int, term: int, data: bytes) -> Entry:
+    return Entry(index, term, data, EntryKind.CONFIGURATION)
+
+
+def test_configuration_entries_are_found_again_but_not_those_that_were_cut_off(log: Log) -> None:
+    first, second = change(2, 1, b"first"), change(4, 1, b"second")
+    log.storage.save(HardState(1, 1, 0), [*make(1, [1]), first, *make(3, [1]), second, *make(5, [1])], True)
+    assert log.restart().configuration_entries == [first, second]
+    log.storage.save(HardState(2, 1, 0), make(4, [2]), True)
+    assert log.restart().configuration_entries == [first]
+    third = change(4, 3, b"third")
+    log.storage.save(HardState(3, 1, 0), [third], True)
+    assert log.restart().configuration_entries == [first, third]
+    log.storage.reset(9, 3, FOUR, b"context")
+    assert log.restart().configuration_entries == []
+
+
+def test_a_compacted_configuration_is_the_base_with_its_context(log: Log) -> None:
+    entries = [change(i, 1, b"%d" % i) if i in (3, 15) else make(i, [1])[0] for i in range(1, 21)]
+    for entry in entries:
+        log.storage.save(HardState(1, 1, entry.index), [entry], True)
+    log.storage.compact(9, FOUR, b"added 4")
+    for _ in range(2):
+        loaded = log.restart()
+        if log.storage.first_index == 10:
+            assert (loaded.configuration, loaded.context) == (FOUR, b"added 4")
+            assert loaded.configuration_entries == [entries[14]]
+        else:
+            assert (loaded.configuration, loaded.context) == (THREE, b"")
+            assert loaded.configuration_entries == [entries[2], entries[14]]
+        log.storage.save(None, make(log.storage.last_index + 1, [1] * 40), True)  # in a segment of its own
+
+
+def test_a_reset_keeps_configuration_and_context(log: Log) -> None:
+    log.storage.reset(100, 1, FOUR, b"context")
+    for _ in range(2):
+        loaded = log.restart()
+        assert (loaded.configuration, loaded.context) == (FOUR, b"context")
+        log.storage.save(None, make(log.storage.last_index + 1, [1] * 40), True)
+
+
+def test_a_log_is_never_newer_than_its_term(log: Log) -> None:
+    """Whoever holds an entry of term 7 must not be asked for a vote in term 6."""
+    log.storage.save(HardState(5, 2, 3), make(1, [5] * 3), True)
+    log.storage.reset(100, 7, FOUR)
+    assert log.restart().hard_state == HardState(7, 0, 100)
+
+
+def test_bytes_after(log: Log) -> None:
+    for entry in make(1, [1] * 30, size=100):
+        log.storage.save(None, [entry], True)
+    for _ in range(2):
+        sizes = [log.storage.bytes_after(index) for index in range(31)]
+        assert sizes == sorted(sizes, reverse=True)
+        assert sizes[30] == 0
+        for index, size in enumerate(sizes):
+            assert 100 * (30 - index) <= size <= 200 * (30 - index)
+        log.restart()
+    log.storage.compact(20, FOUR)
+    assert log.storage.bytes_after(20) >= 1000
+    assert log.storage.bytes_after(30) == 0
+
+
+# A crash between the installation of a snapshot and the reset of the log (S-25)
+
+
+def repaired(log: Log, installed: SnapshotMeta) -> Loaded:
+    loaded = log.restart()
+    return repair_log(log.storage, loaded, installed)
+
+
+@pytest.mark.parametrize(
+    ("terms", "is_kept"),
+    [
+        pytest.param([1] * 5, False, id="the log ends before the snapshot"),
+        pytest.param([1] * 7 + [2] * 5, False, id="S-22: the log has another history"),
+        pytest.param([1] * 7 + [4] * 5, True, id="the log holds it"),
+    ],
+)
+def test_a_start_finishes_what_the_installation_of_a_snapshot_began(log: Log, terms: list[int], is_kept: bool) -> None:
+    log.storage.save(HardState(4, 2, 3), make(1, terms), True)
+    installed = SnapshotMeta(9, 4, FOUR, b"context")
+    expected = Loaded(HardState(4, 2, 3), THREE) if is_kept else Loaded(HardState(4, 2, 9), FOUR, [], b"context")
+    for _ in range(2):
+        assert repaired(log, installed) == expected
+        assert (log.storage.first_index, log.storage.last_index) == ((1, 12) if is_kept else (10, 9))
+        assert log.storage.term_at(9) == 4
+    log.storage.save(None, make(log.storage.last_index + 1, [4] * 20), True)
+    last_index = log.storage.last_index
+    repaired(log, installed)
+    assert log.storage.last_index == last_index, "what came after the snapshot stays"
+
+
+def test_a_snapshot_that_the_log_has_long_left_behind_is_not_looked_at(log: Log) -> None:
+    log.storage.reset(50, 4, FOUR)
+    loaded = log.restart()
+    assert repair_log(log.storage, loaded, SnapshotMeta(9, 2, THREE)) is loaded

@@ -1,8 +1,6 @@
-from typing import Any
-
 from kvstore.client.types import Member, MemberList
-from kvstore.kvctl.formats import present, quote, write, write_json, write_table
-from kvstore.kvctl.printers import header_fields, header_json
+from kvstore.kvctl.formats import quote, write, write_table
+from kvstore.kvctl.printers import header_fields, write_members_json
 from kvstore.kvctl.session import Session
 from kvstore.kvctl.settings import WriteOut
 
@@ -19,7 +17,7 @@ async def member_list(session: Session) -> None:
     async with session.client() as client:
         result = await client.member_list()
     if session.write_out is WriteOut.JSON:
-        write_json({"header": header_json(result.header), **present(members=[_json(m) for m in result.members])})
+        write_members_json(result.header, result.members)
     elif session.write_out is WriteOut.FIELDS:
         _fields(result)
     elif session.write_out is WriteOut.TABLE:
@@ -37,16 +35,6 @@ def _row(member: Member) -> tuple[str, ...]:
         ",".join(member.peer_urls),
         ",".join(member.client_urls),
         str(member.is_learner).lower(),
-    )
-
-
-def _json(member: Member) -> dict[str, Any]:
-    return present(
-        ID=member.id,
-        name=member.name,
-        peerURLs=list(member.peer_urls),
-        clientURLs=list(member.client_urls),
-        isLearner=member.is_learner,
     )
 
 

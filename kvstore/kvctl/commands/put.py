@@ -4,6 +4,7 @@ from typing import Annotated
 import typer
 
 from kvstore.kvctl.failures import usage
+from kvstore.kvctl.leases import lease_id
 from kvstore.kvctl.printers import write_result
 from kvstore.kvctl.session import Session
 
@@ -30,16 +31,13 @@ async def put(
     session.no_table("put")
     if ignore_value and value is not None:
         raise usage("put: give no value together with --ignore-value")
-    try:
-        lease_id = int(lease, 16)
-    except ValueError:
-        raise usage(f"put: --lease {lease}: want a hexadecimal number") from None
+    bound_to = lease_id(lease)
     data = b"" if ignore_value else value_bytes(value)
     async with session.client() as client:
         result = await client.put(
             argument_bytes(key),
             data,
-            lease=lease_id,
+            lease=bound_to,
             prev_kv=prev_kv,
             ignore_value=ignore_value,
             ignore_lease=ignore_lease,

@@ -3,6 +3,7 @@
     SEED                    one seed; with --trace every event, with --shrink a failure is made small
     FIRST..LAST             a range; one line each, then the sums
     --seeds FILE            the seeds named in a file, one a line, `#` begins a comment
+    exhaustive              no seed: every run of three nodes within narrow bounds
 
 A failing seed prints the one command that replays it. The exit code is 0 only when nothing was violated.
 """
@@ -13,12 +14,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final, final
 
+from raft.testing.sim.exhaustive import Violation, run_all
 from raft.testing.sim.marks import MARKS
 from raft.testing.sim.plan import SECONDS, Outcome, Plan, run
 from raft.testing.sim.shrink import Shrinker, chosen, replay_arguments
 from raft.testing.sim.trace import HEAD, Trace
 
 _TWICE_EVERY: Final = 50  # of a range, every such seed runs twice and must do the same
+EXHAUSTIVE: Final = "exhaustive"
 _TRACE_TAIL: Final = 40  # lines of a failing run that are shown
 
 
@@ -76,6 +79,8 @@ def line(outcome: Outcome) -> str:
 def main(arguments: list[str], command: str) -> int:
     """`command`: how a user starts this, for what a failure prints."""
     options = _parser(command).parse_args(arguments)
+    if options.seeds == EXHAUSTIVE:
+        return _exhaustive()
     if options.shrink or options.trace or _is_one(options.seeds):
         return _one(options, command)
     totals = Totals()
@@ -97,9 +102,19 @@ def main(arguments: list[str], command: str) -> int:
     return 1 if totals.failed else 0
 
 
+def _exhaustive() -> int:
+    try:
+        for found in run_all():
+            print(found, flush=True)
+    except Violation as violation:
+        print(violation)
+        return 1
+    return 0
+
+
 def _parser(command: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=command, description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("seeds", nargs="?", default="1..200", help="SEED or FIRST..LAST")
+    parser.add_argument("seeds", nargs="?", default="1..200", help=f"SEED or FIRST..LAST or {EXHAUSTIVE}")
     parser.add_argument("--seeds", dest="file", type=Path, help="a file with seeds")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="virtual time under faults of each seed")
     parser.add_argument("--verbose", action="store_true", help="a line for every seed")

@@ -4,14 +4,16 @@ Nothing happens between two events, so time jumps from one to the next. Events o
 in the order in which they were made: a seed replays them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from heapq import heappop, heappush
-from typing import Any, final
+from typing import Any, TypeAlias, TypeVar, final
 
 SECOND = 1_000_000
 MILLISECOND = 1_000
 
 Handler = Callable[[Any], None]  # the argument is whatever was given with the event
+Result = TypeVar("Result")
+Script: TypeAlias = Generator[int, None, Result]  # acts, and yields how long it waits, in microseconds
 
 
 @final
@@ -30,6 +32,12 @@ class SimClock:
     def after(self, delay: int, handler: Handler, argument: Any) -> None:
         self._made += 1
         heappush(self._heap, (self.now + delay, self._made, handler, argument))
+
+    def play(self, script: Script[None]) -> None:
+        """Go on with `script`, now and whenever the time that it waits for has passed."""
+        delay = next(script, None)
+        if delay is not None:
+            self.after(delay, self.play, script)
 
     def run(self, until: int) -> None:
         """Let everything happen up to `until`, inclusive."""

@@ -2,17 +2,20 @@
 
 Two kinds behind one face: MemoryDisk, fast, which follows the contract of LogStorage, and SegmentedDisk,
 the real log over a SimFileSystem. Of a save under way a crash leaves a prefix of its parts (truncation,
-term and vote, entries), nothing, or all. `durable` is the model of what every crash must leave; after
-each crash of a SegmentedDisk what it loads is compared with it (recovery equivalence).
+term and vote, entries), nothing, or all; of a reset nothing or all. `durable` is the model of what every
+crash must leave; after each crash of a SegmentedDisk what it loads is compared with it (recovery equivalence).
 """
 
 import contextlib
 import errno
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeAlias, final
 
+from raft.core.membership import decode_configuration
 from raft.errors import StorageError
+from raft.snapshot import repair_log
 from raft.storage.base import Loaded, LogStorage
 from raft.storage.memory import MemoryStorage
 from raft.storage.segmented import SegmentedStorage
@@ -21,7 +24,7 @@ from raft.testing.sim.machine import Registers
 from raft.testing.sim.marks import Marks
 from raft.testing.sim.options import Options
 from raft.testing.sim.rng import SimRng
-from raft.types import Configuration, Entry, HardState, Index
+from raft.types import Configuration, Entry, HardState, Index, SnapshotMeta
 
 _PATH: Final = Path("log")
 _Part: TypeAlias = Index | HardState | Entry  # truncate to, save, append
@@ -32,10 +35,10 @@ class SimDisk(ABC):
 
     def __init__(self, configuration: Configuration, rng: SimRng, marks: Marks) -> None:
         self.durable = MemoryStorage(configuration)
-        self.flushed = Registers()  # of the state machine, what survives a crash
+        self.flushed = Registers(configuration)  # of the state machine, what survives a crash
+        self.incoming: Incoming | None = None  # what has arrived of a snapshot
         self.slow_until = 0  # virtual time
         self.fail_next = False  # the next save ends in an error of the disk
-        self._configuration = configuration
         self._rng = rng
         self._marks = marks
 
@@ -52,10 +55,29 @@ class SimDisk(ABC):
         """The process died during this save (None, [] without one); with `power`, the machine did."""
 
     @abstractmethod
-    def compact(self, index: Index, crash: bool) -> bool:
+    def compact(self, index: Index, configuration: Configuration, context: bytes, crash: bool) -> bool:
         """Forget the log up to `index`. With `crash`, maybe die on the way: False means that it did."""
 
+    @abstractmethod
+    def reset(self, snapshot: SnapshotMeta) -> None:
+        """The log starts after the snapshot."""
+
+    @abstractmethod
+    def crash_in_reset(self, snapshot: SnapshotMeta, power: bool) -> None: ...
+
     def load(self) -> Loaded:
+        """With a snapshot that was installed without its reset taken into account, as raft/node.py does."""
+        loaded, installed = self._load(), self.flushed.installed
+        if installed is None:
+            return loaded
+        repaired = repair_log(self.storage, loaded, installed)
+        if repaired is not loaded:
+            self._marks.hit("reset_at_start")
+            if self.durable is not self.storage:
+                _reset(self.durable, installed)
+        return repaired
+
+    def _load(self) -> Loaded:
         return self.durable.load()
 
     def _keep(self, parts: list[_Part]) -> None:
@@ -66,7 +88,7 @@ class SimDisk(ABC):
             elif isinstance(part, HardState):
                 self.durable.save(part, [], True)
             else:
-                _truncate(self.durable, part, self._configuration)
+                _truncate(self.durable, part)
         state = self.durable.load().hard_state  # its commit index is at most the last index
         self.durable.save(state, [], True)
 
@@ -85,11 +107,25 @@ class SimDisk(ABC):
             self._marks.hit("crash_kept_part")
 
 
-def _truncate(log: MemoryStorage, index: Index, configuration: Configuration) -> None:
+def _truncate(log: MemoryStorage, index: Index) -> None:
     if index >= log.first_index:
         log.save(None, log.entries(index, index, 1), True)
     else:
-        log.reset(index, log.term_at(index), configuration)
+        loaded = log.load()
+        log.reset(index, log.term_at(index), loaded.configuration, loaded.context)
+        log.save(loaded.hard_state, [], True)
+
+
+def _reset(log: LogStorage, snapshot: SnapshotMeta) -> None:
+    log.reset(snapshot.index, snapshot.term, snapshot.configuration, snapshot.context)
+
+
+@dataclass(slots=True)
+class Incoming:
+    """A snapshot that arrives in chunks; a crash of the process leaves them, a power cut some of them."""
+
+    snapshot: SnapshotMeta
+    chunks: int
 
 
 @final
@@ -110,9 +146,16 @@ class MemoryDisk(SimDisk):
         self._mark_crash(kept, parts)
         self._keep(parts[:kept])
 
-    def compact(self, index: Index, crash: bool) -> bool:
-        self.durable.compact(index, self._configuration)
+    def compact(self, index: Index, configuration: Configuration, context: bytes, crash: bool) -> bool:
+        self.durable.compact(index, configuration, context)
         return True
+
+    def reset(self, snapshot: SnapshotMeta) -> None:
+        _reset(self.durable, snapshot)
+
+    def crash_in_reset(self, snapshot: SnapshotMeta, power: bool) -> None:
+        if self._rng.chance(0.5):
+            _reset(self.durable, snapshot)
 
 
 @final
@@ -130,7 +173,7 @@ class SegmentedDisk(SimDisk):
     def storage(self) -> LogStorage:
         return self._log
 
-    def load(self) -> Loaded:
+    def _load(self) -> Loaded:
         return self._loaded
 
     def _open(self) -> SegmentedStorage:
@@ -162,12 +205,25 @@ class SegmentedDisk(SimDisk):
                 self._log.save(hard_state, entries, True)
         self._restart(parts, power)
 
-    def compact(self, index: Index, crash: bool) -> bool:
+    def reset(self, snapshot: SnapshotMeta) -> None:
+        _reset(self._log, snapshot)
+        _reset(self.durable, snapshot)
+
+    def crash_in_reset(self, snapshot: SnapshotMeta, power: bool) -> None:
+        self._files.crash_at = self._files.calls + self._rng.between(1, 8)
+        with contextlib.suppress(PowerCut):
+            _reset(self._log, snapshot)
+        self._open_again(power)
+        if self._log.first_index == snapshot.index + 1:
+            _reset(self.durable, snapshot)
+        self._recovered([])
+
+    def compact(self, index: Index, configuration: Configuration, context: bytes, crash: bool) -> bool:
         first_index = self._log.first_index
         if crash:
             self._files.crash_at = self._files.calls + self._rng.between(1, 6)
         try:
-            self._log.compact(index, self._configuration)
+            self._log.compact(index, configuration, context)
         except PowerCut:
             self._marks.hit("crash_in_compaction")
             self._restart([], power=True)
@@ -175,10 +231,14 @@ class SegmentedDisk(SimDisk):
         self._files.crash_at = None
         if self._log.first_index > first_index:
             self._marks.hit("segments_removed")
-        self._follow_compaction()
+            self.durable.compact(self._log.first_index - 1, configuration, context)
         return True
 
     def _restart(self, parts: list[_Part], power: bool) -> None:
+        self._open_again(power)
+        self._recovered(parts)
+
+    def _open_again(self, power: bool) -> None:
         self._stop(power)
         for attempt in range(3):
             if attempt < 2 and self._rng.chance(0.1):
@@ -191,7 +251,6 @@ class SegmentedDisk(SimDisk):
                 self._marks.hit("crash_in_recovery")
                 self._stop(power=True)
         self._files.crash_at = None
-        self._recovered(parts)
 
     def _stop(self, power: bool) -> None:
         if power:
@@ -215,6 +274,8 @@ class SegmentedDisk(SimDisk):
         for index in range(self._log.first_index, last_index + 1):
             found = self._log.term_at(index)
             assert found == self.durable.term_at(index), f"recovery: {index}@{found} was not what was saved there"
+        changes = self.durable.load().configuration_entries
+        assert self._loaded.configuration_entries == changes, f"recovery: {changes} were saved"
 
     def _agrees(self, parts: list[_Part]) -> bool:
         """Whether the log is what was durable and these parts of a save."""
@@ -236,12 +297,26 @@ class SegmentedDisk(SimDisk):
         )
 
     def _follow_compaction(self) -> None:
-        """The log keeps whole segments, so it may compact less than it was asked for."""
-        if self._log.first_index > self.durable.first_index:
-            self.durable.compact(self._log.first_index - 1, self._configuration)
+        """A crash may leave a compaction done or not. The configuration at its index is kept with it."""
+        index = self._log.first_index - 1
+        if index >= self.durable.first_index:
+            configuration, context = _configuration_at(self.durable.load(), index)
+            self.durable.compact(index, configuration, context)
+        loaded, durable = self._loaded, self.durable.load()
+        found = (loaded.configuration, loaded.context)
+        assert found == (durable.configuration, durable.context), f"recovery: {found} at {index}, {durable} was there"
 
 
-def make_disk(options: Options, rng: SimRng, marks: Marks) -> SimDisk:
+def _configuration_at(loaded: Loaded, index: Index) -> tuple[Configuration, bytes]:
+    found = (loaded.configuration, loaded.context)
+    for entry in loaded.configuration_entries:
+        if entry.index <= index:
+            found = decode_configuration(entry.data)
+    return found
+
+
+def make_disk(options: Options, configuration: Configuration, rng: SimRng, marks: Marks) -> SimDisk:
+    """`configuration`: of a new cluster; without voters, of a member that joins one."""
     if options.segmented:
-        return SegmentedDisk(options.configuration, rng, marks, options)
-    return MemoryDisk(options.configuration, rng, marks)
+        return SegmentedDisk(configuration, rng, marks, options)
+    return MemoryDisk(configuration, rng, marks)

@@ -42,6 +42,37 @@ MARKS: Final = {
     "read_by_follower": "a follower answered a read",
     "read_asked_again": "a lost read round was asked again",
     "read_answered_late": "an answer came for a context that nobody waited for",
+    "read_of_replaced_leader": "a leader was asked for a read when another one had been elected",
+    "read_answered_in_next_life": "a reader restarted and asked again before its first answer came",
+    "lease_read": "a leader answered a read without a round",
+    # of members
+    "changed_learners": "a configuration with other learners was entered",
+    "joint": "a joint configuration was entered",
+    "joint_of_several": "... that adds or removes more than one voter",
+    "joint_completed": "a leader left a joint configuration",
+    "joint_completed_by_another": "... that another leader had entered",
+    "configuration_taken_back": "a configuration was cut off again",
+    "change_refused_pending": "a change was refused: another one is under way",
+    "change_refused_no_commit": "a change was refused: the leader has not committed in its term",
+    "joined_empty": "a process without a log became a member",
+    "promoted": "a learner became a voter",
+    "removed_told": "a member learned that it was removed",
+    "leader_removed": "a leader learned that it is no voter any more",
+    "removed_campaigns": "a process that is no member of the newest configuration asked for votes",
+    "unknown_leader": "an append came from a node that is not in the receiver's configuration",
+    "vote_of_unknown": "a vote was asked for by a node that is not in the voter's configuration",
+    # of snapshots
+    "snapshot_needed": "a member lacked what a leader had compacted",
+    "snapshot_taken": "a snapshot was taken for a transfer",
+    "snapshot_installed": "a state machine took a snapshot over",
+    "snapshot_discards_log": "... in place of a log that went further",
+    "snapshot_not_needed": "a snapshot was offered to a member that had all of it",
+    "snapshot_held": "a snapshot was not installed, since the log held its last entry",
+    "snapshot_resumed": "a transfer went on where an earlier one had broken off",
+    "snapshot_failed": "a transfer came to nothing, and the leader probed again",
+    "snapshot_outdated": "a snapshot became useless while it was kept: the log went on without it",
+    "crash_in_install": "a node crashed while it installed a snapshot",
+    "reset_at_start": "a start finished an installation that a crash had cut off",
     # of disk and process
     "crash_in_save": "a node crashed during a save",
     "crash_kept_part": "... of which a part, but not all, was kept",
@@ -52,6 +83,7 @@ MARKS: Final = {
     "crash_in_compaction": "a node crashed during a compaction",
     "applied_again": "a restarted node applied entries that it had applied before",
     "paused_leader": "a leader was paused",
+    "leader_unreachable": "a node noticed the death of its leader at once",
     # of leadership transfer
     "transfer": "a leader began to hand over",
     "transfer_done": "... and the target led the next term",
@@ -68,6 +100,14 @@ _FACTS: Final = {
     "transfers leadership": "transfer",
     "gives up": "transfer_given_up",
     "dropped TimeoutNow": "timeout_now_dropped",
+    "is back": "configuration_taken_back",
+    "is no": "leader_removed",
+}
+_VERBS: Final = {
+    "truncates": "truncated",
+    "probes": "probed",
+    "dropped": "dropped_untrue",
+    "holds": "snapshot_held",
 }
 
 
@@ -86,9 +126,9 @@ class Marks:
         mark = _FACTS.get(" ".join(words[:2]))
         if mark is not None:
             self.counts[mark] += 1
-        elif words[0] == "truncates":
-            self.counts["truncated"] += 1
-        elif words[0] == "probes":
-            self.counts["probed"] += 1
-        elif words[0] == "dropped":
-            self.counts["dropped_untrue"] += 1
+        elif words[0] in _VERBS:
+            self.counts[_VERBS[words[0]]] += 1
+        elif fact.endswith("has got no snapshot"):
+            self.counts["snapshot_failed"] += 1
+        elif " needs a snapshot: " in fact:
+            self.counts["snapshot_needed"] += 1

@@ -7,7 +7,8 @@ faults left out still does the same with the others.
 
 from typing import TYPE_CHECKING, Any, NamedTuple, final
 
-from raft.testing.sim.clock import SECOND, Handler
+from raft.testing.sim.clock import SECOND, Handler, Script
+from raft.testing.sim.directed import SCRIPTS
 from raft.testing.sim.network import Link
 from raft.testing.sim.options import Options
 from raft.testing.sim.rng import SimRng
@@ -54,7 +55,17 @@ class Nemesis:
         rng = SimRng(self._options.seed, f"fault {fault.number}")
         span = int(rng.log_uniform(self._options.tick, 4 * self._options.election_timeout))
         self._world.injected[fault.kind] += 1
-        getattr(self, f"_{fault.kind}")(rng, span, fault)
+        if fault.kind in SCRIPTS:
+            self._world.clock.play(self._while_faults(SCRIPTS[fault.kind](self._world, rng)))
+        else:
+            getattr(self, f"_{fault.kind}")(rng, span, fault)
+
+    def _while_faults(self, script: Script[None]) -> Script[None]:
+        """A directed fault goes on until it ends or faults stop."""
+        for delay in script:
+            yield delay
+            if self._over:
+                return
 
     def _later(self, span: int, handler: Handler, argument: Any) -> None:
         self._world.clock.after(span, self._end, (handler, argument))
@@ -88,6 +99,8 @@ class Nemesis:
         if process.raw is not None:
             self._world.note(process, fault.kind, f"fault {fault.number}, back in {span / 1000:.1f} ms")
             process.crash(power)
+            if not power:
+                self._world.streams_reset(process)
             self._later(span, self._world.restart, process)
 
     def _disk_failure(self, rng: SimRng, span: int, fault: Fault) -> None:
@@ -121,12 +134,22 @@ class Nemesis:
     # What an operator does
 
     def _compact(self, rng: SimRng, span: int, fault: Fault) -> None:
-        self._world.compact(self._victim(rng), share=rng.random(), crash=rng.chance(0.1))
+        window = self._options.catch_up_entries
+        self._world.compact(self._victim(rng), share=rng.random(), crash=rng.chance(0.1), window=window)
+
+    def _member(self, rng: SimRng, span: int, fault: Fault) -> None:
+        asked = self._world.members.change(rng, span, fault.number)
+        if asked is not None and rng.chance(0.3):  # in the middle of it
+            self._later(rng.between(1, 4 * self._options.round_trip), self._kill_soon, (asked, span, fault))
+
+    def _kill_soon(self, argument: "tuple[Process, int, Fault]") -> None:
+        process, span, fault = argument
+        self._kill(process, span, fault, power=False)
 
     def _transfer(self, rng: SimRng, span: int, fault: Fault) -> None:
         process = self._victim(rng)
         if process.raw is not None:
-            process.transfer(rng.choice([0, *self._options.nodes]))
+            process.transfer(rng.choice([0, *self._world.processes]))
 
     # The network
 
@@ -137,7 +160,7 @@ class Nemesis:
         self._cut(links, span, fault)
 
     def _one_way(self, rng: SimRng, span: int, fault: Fault) -> None:
-        nodes = self._options.nodes
+        nodes = list(self._world.processes)
         victim = self._victim(rng).node_id
         others = [node for node in nodes if node != victim]
         cut_off = rng.sample(others, rng.between(1, len(others))) if others else []
@@ -159,7 +182,7 @@ class Nemesis:
 
     def _both_ways(self, rng: SimRng) -> list[Link]:
         """A partition of some shape: one node, two sides, a bridge, a ring, one pair."""
-        nodes = rng.sample(self._options.nodes, len(self._options.nodes))
+        nodes = rng.sample(list(self._world.processes), len(self._world.processes))
         count = len(nodes)
         shape = rng.choice(["one", "sides", "bridge", "ring", "pair"])
         if shape == "one":
@@ -185,7 +208,8 @@ class Nemesis:
         or one by one. Echoes that lie in them while the others elect a new leader must not confirm a read."""
         world = self._world
         victim = self._victim(rng).node_id
-        links = [(a, b) for a in self._options.nodes for b in self._options.nodes if a != b and victim in {a, b}]
+        nodes = list(world.processes)
+        links = [(a, b) for a in nodes for b in nodes if a != b and victim in {a, b}]
         share = rng.choice([0.6, 1.0])
         together = rng.chance(0.5)
         for link in links:

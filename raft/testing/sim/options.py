@@ -27,6 +27,14 @@ FAULT_RATES: Final = {
     "clock_rate": (0.05, 0.5),
     "compact": (0.1, 5),
     "transfer": (0.05, 1),
+    "member": (0.05, 1),  # a change of members
+    # directed.py
+    "usurp": (0.02, 0.2),
+    "late_answer": (0.02, 0.2),
+    "late_handover": (0.02, 0.2),
+    "amnesia": (0.02, 0.2),
+    "lag": (0.02, 0.3),
+    "late_appends": (0.02, 0.3),
 }
 
 # Fault classes of single messages: the probability, at least and at most.
@@ -46,10 +54,20 @@ class Options:
     heartbeat_ticks: int
     pre_vote: bool
     check_quorum: bool
+    lease_reads: bool
+    lease_read_drift: float
     append_bytes_max: int
     inflight_appends_max: int
     uncommitted_bytes_max: int
     apply_bytes_max: int
+
+    joiners: int  # processes that may join
+    zombies: bool  # who was removed goes on as if nothing were
+    catch_up_entries: int | None  # kept by a compaction; None: whatever a member lacks
+    pinned: bool  # a compaction keeps what follows a snapshot that is being sent
+    snapshot_chunks: int
+    chunk_time: int  # besides the network's delay
+    streams_reset: bool  # peers notice the death of a process at once
 
     segmented: bool  # the real log over a simulated file system; else a log in memory
     segment_bytes: int
@@ -91,6 +109,8 @@ class Options:
             heartbeat_ticks=self.heartbeat_ticks,
             pre_vote=self.pre_vote,
             check_quorum=self.check_quorum,
+            lease_reads=self.lease_reads,
+            lease_read_drift=self.lease_read_drift,
             append_bytes_max=self.append_bytes_max,
             inflight_appends_max=self.inflight_appends_max,
             uncommitted_bytes_max=self.uncommitted_bytes_max,
@@ -101,6 +121,11 @@ class Options:
     def election_timeout(self) -> int:
         """The longest that a node whose clock runs right waits for a leader."""
         return 2 * self.election_ticks * self.tick
+
+    @property
+    def round_trip(self) -> int:
+        """About the time that a message, its fsync and the answer take."""
+        return 2 * self.network_delay + self.sync_delay
 
     def without(self, name: str) -> "Options":
         """The same with one of SWITCHES off; for making a failure smaller."""
@@ -123,6 +148,12 @@ def draw(seed: int, seconds: float = 40) -> Options:
     tick = rng.choice([30, 60, 100]) * MILLISECOND
     tiny = rng.chance(0.3)  # bounds so small that they are always reached
     payload = rng.choice([16, 64, 200])
+    lease_reads = rng.chance(0.25)
+    drift = rng.choice([0.1, 0.2, 0.3])
+    clock_error = rng.choice([0.0, 0.01, 0.1, 0.3])
+    if lease_reads:
+        # The fastest clock may run 1 / (1 - drift) times as fast as the slowest (raft/core/reads.py).
+        clock_error = min(clock_error, drift / (2 - drift))
     return Options(
         seed=seed,
         voters=rng.choice([1, 3, 3, 3, 5, 5]),
@@ -130,12 +161,21 @@ def draw(seed: int, seconds: float = 40) -> Options:
         tick=tick,
         election_ticks=election_ticks,
         heartbeat_ticks=rng.between(1, 2) if election_ticks > 3 else 1,
-        pre_vote=rng.chance(0.75),
-        check_quorum=rng.chance(0.75),
+        pre_vote=rng.chance(0.75) or lease_reads,
+        check_quorum=rng.chance(0.75) or lease_reads,
+        lease_reads=lease_reads,
+        lease_read_drift=drift,
         append_bytes_max=payload * rng.between(1, 4) if tiny else 64 * 1024,
         inflight_appends_max=rng.between(1, 4) if tiny else 256,
         uncommitted_bytes_max=payload * rng.between(5, 50) if tiny or rng.chance(0.1) else 2**20,
         apply_bytes_max=payload * rng.between(1, 8) if tiny else 2**20,
+        joiners=rng.choice([1, 2, 4]),
+        zombies=rng.chance(0.3),
+        catch_up_entries=rng.choice([None, 0, 0, 5, 50]),
+        pinned=rng.chance(0.5),
+        snapshot_chunks=rng.choice([1, 3, 10]),
+        chunk_time=int(rng.log_uniform(100, 10 * MILLISECOND)),
+        streams_reset=rng.chance(0.5),
         segmented=rng.chance(0.3),
         segment_bytes=rng.choice([2048, 8192, 32768]),
         cache_bytes=rng.choice([1024, 65536]),
@@ -146,7 +186,7 @@ def draw(seed: int, seconds: float = 40) -> Options:
         fifo=rng.chance(0.5),
         message_faults=_swarm(rng, MESSAGE_FAULTS),
         fault_rates=_swarm(rng, FAULT_RATES),
-        clock_error=rng.choice([0.0, 0.01, 0.1, 0.3]),
+        clock_error=clock_error,
         writes=rng.log_uniform(15, 80),
         reads=rng.log_uniform(2, 20),
         payload=payload,

@@ -12,14 +12,16 @@ from collections import Counter
 from typing import Final, final
 
 from raft.core import describe
+from raft.core.membership import decode_configuration
 from raft.core.ports import LogReader, Tracer
 from raft.core.raw_node import RawNode
 from raft.messages import AppendEntries, Message, ReadIndex, RequestVote
-from raft.testing.sim.checker import SimChecker
+from raft.testing.sim.checker import SimChecker, is_quorum
 from raft.testing.sim.clock import SECOND, SimClock
 from raft.testing.sim.history import READ, WRITE, History, Operation
 from raft.testing.sim.machine import encode_command
 from raft.testing.sim.marks import Marks
+from raft.testing.sim.members import Members
 from raft.testing.sim.nemesis import Fault, Nemesis
 from raft.testing.sim.network import SimNetwork
 from raft.testing.sim.options import Options
@@ -27,7 +29,7 @@ from raft.testing.sim.process import PROPOSAL_BYTES_MAX, Process
 from raft.testing.sim.rng import SimRng
 from raft.testing.sim.trace import Trace
 from raft.testing.sim.workload import Request
-from raft.types import NO_NODE, Index, NodeId, Role, Term
+from raft.types import NO_NODE, Configuration, Index, NodeId, Role, Term
 
 TIMEOUTS_TO_LEADER: Final = 20  # election timeouts in which a core must have a leader
 TIMEOUTS_TO_AGREE: Final = 20  # ... and, from then on, answers and equal states
@@ -43,47 +45,78 @@ class World:
         self.trace = trace
         self.injected: Counter[str] = Counter()
         self.history = History()
-        self.checker = SimChecker(PROPOSAL_BYTES_MAX)
+        self.checker = SimChecker(PROPOSAL_BYTES_MAX, options.configuration)
         self.tracer = FactTracer(self)
         self.hash = options.seed  # of all that happened
         self.leader_id: NodeId = NO_NODE  # who became leader last
         self.network = SimNetwork(options, self.clock, self.injected, self._deliver)
         self._timing = options.stream("timing")
+        self.quiet_until = 0  # clients ask nothing
         self._calm = False
-        self._requests = len(requests)
+        self._requests = max([request.number for request in requests], default=0)
         self._transfer: tuple[NodeId, Term] = (NO_NODE, 0)  # the last one begun: target, term
-        self.processes = {node_id: Process(self, node_id) for node_id in options.nodes}
-        self.disks: dict[NodeId, LogReader] = {n: process.disk.durable for n, process in self.processes.items()}
+        self.processes: dict[NodeId, Process] = {}
+        self.members = Members(self)
+        self.disks: dict[NodeId, LogReader] = {}
+        for node_id in options.nodes:
+            self._add(node_id, options.configuration)
         for process in self.processes.values():
             process.start()
         self._nemesis = Nemesis(self, faults)
         for request in requests:
-            self.clock.at(request.at, self._ask, request)
+            self.clock.at(request.at, self._on_request, request)
 
     def run(self, safety_only: bool = False) -> None:
         self.clock.run(self.options.safety)
         if safety_only:
             return
+        self._nemesis.stop()
         rng = SimRng(self.options.seed, "core")
-        configuration = self.options.configuration
-        majority = self.options.voters // 2 + 1
-        voters = rng.sample(configuration.voters, rng.between(majority, self.options.voters))
-        learners = [learner for learner in configuration.learners if rng.chance(0.5)]
-        self._recover(sorted(voters + learners), crash_others=rng.chance(0.5))
-        self._recover(self.options.nodes, crash_others=False)
+        self._recover(self._core(rng), crash_others=rng.chance(0.5))
+        self._recover(list(self.processes), crash_others=False)
         self.history.check()
+
+    def _core(self, rng: SimRng) -> list[NodeId]:
+        """Some members that hold a quorum of every configuration that may be in force, and a few more."""
+        nodes = [process.node_id for process in self.processes.values() if not process.removed]
+        core: set[NodeId] = set()
+        configurations = self._configurations()
+        for node_id in rng.sample(nodes, len(nodes)):
+            if all(is_quorum(configuration, core) for configuration in configurations) and rng.chance(0.7):
+                break
+            core.add(node_id)
+        return sorted(core)
+
+    def _configurations(self) -> list[Configuration]:
+        """The newest that anybody has applied, and whatever stands behind it in any log."""
+        applied_index, configuration = self.checker.configuration
+        found = [configuration]
+        for process in self.processes.values():
+            entries = process.disk.durable.load().configuration_entries
+            found += [decode_configuration(entry.data)[0] for entry in entries if entry.index > applied_index]
+            if process.raw is not None:
+                found += [made for index, made, _ in process.raw.configurations if index > applied_index]
+        return found
 
     # Events
 
     def _deliver(self, message: Message) -> None:
         process = self.processes[message.to]
         if process.raw is not None:
+            self.members.heard(process.raw.raft, message)
             if self.trace is not None:
                 self.note(process, "recv", f"{describe.body(message)} from n{message.sender:x}")
             process.receive(message)
 
+    def _on_request(self, request: Request) -> None:
+        if self.clock.now >= self.quiet_until:
+            self._ask(request)
+
     def _ask(self, request: Request) -> None:
         process = self.processes[request.node_id]
+        if process.removed:
+            there = [other for other in self.processes.values() if not other.removed]
+            process = there[request.number % len(there)]
         if process.raw is None:
             self.injected["nobody there"] += 1
             return
@@ -100,8 +133,14 @@ class World:
                 encode_command(request.number, request.register, request.number, request.expected, size),
             )
 
+    def ask(self, process: Process, kind: str) -> int:
+        """A request beside the drawn ones, of the register 0. Returns its number."""
+        self._requests += 1
+        self._ask(Request(0, self._requests, process.node_id, kind, 0, None))
+        return self._requests
+
     def restart(self, process: Process) -> None:
-        if process.raw is None:
+        if process.raw is None and not process.removed:
             process.start()
             self.note(process, "start", f"life {process.boot}")
 
@@ -112,22 +151,76 @@ class World:
         process.crash(power=self._timing.chance(0.5))
         self.clock.after(self.options.election_timeout // 2, self.restart, process)
 
-    def compact(self, process: Process, share: float, crash: bool) -> None:
-        """Flush the state machine and forget a share of what every member has."""
+    def compact(self, process: Process, share: float, crash: bool, window: int | None) -> None:
+        """Flush the state machine and forget a share of what may go. `window`: entries that stay; None: whatever a
+        member lacks."""
         raw = process.raw
         if raw is None or process.paused or process.saving is not None:
             return
         process.disk.flushed = process.machine.copy()
-        index = min(raw.raft.replicated_index, process.machine.applied_index, raw.applied_index)
+        index = self._compactable(process, raw, window)
         first_index = process.disk.storage.first_index
         index = first_index + int(share * (index - first_index))
         if index <= first_index:
             return
-        self.checker.compacts(process.node_id, index, self.disks)
+        self.checker.compacts(process.node_id, index, process.disk.flushed)
         self.note(process, "compact", f"..{index}")
-        if not process.disk.compact(index, crash):
+        if not process.disk.compact(index, *raw.configuration_at(index), crash):
             process.gone()
             self.clock.after(self.options.election_timeout // 2, self.restart, process)
+
+    def _compactable(self, process: Process, raw: RawNode, window: int | None) -> Index:
+        """As raft/compaction.py has it."""
+        applied_index = min(process.machine.applied_index, raw.applied_index)
+        index = min(raw.raft.replicated_index, applied_index)
+        if window is not None:
+            index = max(index, min(applied_index, raw.raft.log.stable_index - window))
+        pinned = process.sending.pinned
+        if self.options.pinned and pinned is not None and pinned < index:
+            return pinned
+        return index
+
+    # Members
+
+    def _add(self, node_id: NodeId, configuration: Configuration) -> Process:
+        process = self.processes[node_id] = Process(self, node_id, configuration)
+        self.disks[node_id] = process.disk.durable
+        return process
+
+    def join(self, node_id: NodeId) -> Process:
+        """A process for a new member: its log is empty, it does not run yet."""
+        return self._add(node_id, Configuration(()))
+
+    def leaves(self, process: Process) -> None:
+        """It has learned that it is no member any more: it stops soon, or goes on as if nothing were."""
+        self.marks.hit("removed_told")
+        self.note(process, "removed", "goes on" if self._goes_on else "stops soon")
+        if not self._goes_on:
+            self.clock.after(self.apply_time() + self.options.round_trip, self._retire, (process, process.boot))
+
+    @property
+    def _goes_on(self) -> bool:
+        return self.options.zombies and not self._calm
+
+    def _retire(self, argument: tuple[Process, int]) -> None:
+        process, boot = argument
+        if process.boot == boot and process.raw is not None:
+            process.crash(power=False)
+            process.removed = True
+
+    def streams_reset(self, dead: Process) -> None:
+        """The process has died and the machine has not: whoever can reach it hears so at once."""
+        if not self.options.streams_reset:
+            return
+        for process in self.processes.values():
+            link = (process.node_id, dead.node_id)
+            if process is not dead and not self.network.is_cut(link) and not self.network.is_cut(link[::-1]):
+                self.clock.after(self.network.time_for(link), self._reset_seen, (process, process.boot, dead))
+
+    def _reset_seen(self, argument: tuple[Process, int, Process]) -> None:
+        process, boot, dead = argument
+        if process.boot == boot and process.raw is not None and dead.raw is None:
+            process.stream_reset(dead.node_id)
 
     # What processes ask of the world
 
@@ -147,7 +240,7 @@ class World:
         if not messages:
             return
         checker, disk = self.checker, process.disk.durable
-        hard_state = disk.load().hard_state
+        hard_state = disk.hard_state
         for message in messages:
             if not isinstance(message, RequestVote) or process.campaigns():
                 checker.promised(message, hard_state, disk)
@@ -176,6 +269,7 @@ class World:
         before = process.moment
         process.check(raw)
         self.checker.check(r, self.disks)
+        self.checker.configured(r)
         self.checker.bounds(r)
         now = (
             self.hash,
@@ -219,6 +313,8 @@ class World:
                 self.marks.hit("truncated_stable")
             if process.saving is not None and process.saving.entries and process.saving.entries[-1].index >= first:
                 self.marks.hit("truncated_in_save")
+        elif fact.startswith("enters "):
+            self.members.entered(process)
         elif fact.startswith("transfers leadership to n"):
             self._transfer = (int(fact.removeprefix("transfers leadership to n"), 16), term)
         if self.trace is not None:
@@ -245,9 +341,12 @@ class World:
 
     def _recover(self, core: list[NodeId], crash_others: bool) -> None:
         """Faults stop for `core`; whoever is not in it stays away."""
-        self._nemesis.stop()
         self._calm = True
-        others = [node_id for node_id in self.options.nodes if node_id not in core]
+        for process in self.processes.values():
+            if process.was_member and process.node_id not in self.checker.configuration[1].members():
+                self._retire((process, process.boot))  # the operator stops whoever goes on
+        core = [node_id for node_id in core if not self.processes[node_id].removed]
+        others = [node_id for node_id in self.processes if node_id not in core]
         self.note(None, "core", f"{core} must live; {others} are {'down' if crash_others else 'cut off'}")
         self.network.calm(others)
         for process in self.processes.values():
@@ -261,20 +360,24 @@ class World:
         processes = [self.processes[node_id] for node_id in core]
         self._await(TIMEOUTS_TO_LEADER, "no leader", _HasLeader(processes))
         for process in processes:
-            self._requests += 1
-            self._ask(Request(0, self._requests, process.node_id, READ, 0, None))
-            self._write_until_done(process)
+            if self._is_member(process):
+                self.ask(process, READ)
+                self._write_until_done(process)
         self._await(TIMEOUTS_TO_AGREE, "no agreement", _Agree(processes))
+
+    def _is_member(self, process: Process) -> bool:
+        """Of the newest configuration of whoever led last."""
+        leader = self.processes[self.leader_id]
+        configuration = self.checker.configuration[1] if leader.raw is None else leader.raw.configuration
+        return not process.removed and process.node_id in configuration.members()
 
     def _write_until_done(self, process: Process) -> None:
         """A forwarded proposal is sent once and may be lost with its leader: a client would try again."""
         for _ in range(TIMEOUTS_TO_AGREE):
-            self._requests += 1
-            number = self._requests
-            self._ask(Request(0, number, process.node_id, WRITE, 0, None))
+            number = self.ask(process, WRITE)
             deadline = self.clock.now + 2 * self.options.election_timeout
             while self.clock.now < deadline:
-                if number in process.machine.results:
+                if number in process.machine.results or not self._is_member(process):
                     return
                 self.clock.run(self.clock.now + self.options.tick)
         raise AssertionError(f"liveness: a write through n{process.node_id:x} is never applied{self._state()}")
@@ -311,30 +414,41 @@ class World:
 
 @final
 class _HasLeader:
-    """The newest leader among them is the one whom all of them follow."""
+    """One of them leads, and all of them that are its members follow it."""
 
     def __init__(self, processes: list[Process]) -> None:
         self._processes = processes
 
     def holds(self) -> bool:
-        followed = {process.raw.leader_id for process in self._processes if process.raw is not None}
-        leading = [p for p in self._processes if p.raw is not None and p.raw.role is Role.LEADER]
-        return len(leading) == 1 and followed == {leading[0].node_id}
+        running = [process.raw for process in self._processes if process.raw is not None]
+        leading = [raw for raw in running if raw.role is Role.LEADER]
+        if len(leading) != 1:
+            return False
+        [leader] = leading
+        members = leader.configuration.members()
+        return all(raw.leader_id == leader.leader_id for raw in running if raw.raft.node_id in members)
 
 
 @final
 class _Agree:
-    """Every read is answered, logs and states are equal."""
+    """No change of members is under way, every read is answered, logs and states are equal."""
 
     def __init__(self, processes: list[Process]) -> None:
         self._processes = processes
 
     def holds(self) -> bool:
+        leading = [p.raw for p in self._processes if p.raw is not None and p.raw.role is Role.LEADER]
+        members = leading[0].configuration.members() if leading else ()
         found = set()
         for process in self._processes:
-            if process.raw is None or process.reads_arrived or process.reads_asked or process.reads_confirmed:
+            if process.removed or process.node_id not in members:
+                continue
+            raw = process.raw
+            if raw is None:
                 return False
-            log = process.raw.raft.log
+            if process.reads_arrived or process.reads_asked or process.reads_confirmed or raw.pending_change:
+                return False
+            log = raw.raft.log
             machine = process.machine
             if not log.last_index == log.stable_index == log.commit_index == machine.applied_index:
                 return False

@@ -4,6 +4,7 @@ import asyncio
 import re
 import signal
 import subprocess
+from collections.abc import Callable
 
 import pytest
 
@@ -157,3 +158,60 @@ def test_compaction_under_both_names(cluster: Cluster) -> None:
         [revision] = re.findall(rb'"Revision" : (\d+)', header)
         assert kvctl(cluster, verb, revision.decode()).ok() == b"compacted revision " + revision + b"\n"
         kvctl(cluster, "get", "x", "--rev=1").failed(1, "required revision has been compacted", "kvctl history")
+
+
+@pytest.mark.parametrize("write_out", FORMATS)
+def test_leases(cluster: Cluster, write_out: str) -> None:
+    """A lease through its life, each step by both tools; a grant and its revoke once by each."""
+    granted = [tool(["lease", "grant", "300", "-w", write_out]) for tool in (_kvctl(cluster), _etcdctl(cluster))]
+    ids = [_lease_id(output) for output in granted]
+    assert steady(_nameless(granted[0], ids)) == steady(_nameless(granted[1], ids))
+    lease = f"{ids[0]:016x}"
+    kvctl(cluster, "put", "lease/a", "1", f"--lease={lease}").ok()
+    for arguments in (
+        ["lease", "timetolive", lease],
+        ["lease", "timetolive", lease, "--keys"],
+        ["lease", "timetolive", "77"],
+        ["lease", "keep-alive", "--once", lease],
+        ["lease", "list"],
+    ):
+        ours, theirs = [tool([*arguments, "-w", write_out]) for tool in (_kvctl(cluster), _etcdctl(cluster))]
+        assert _sorted(steady(_aged(ours))) == _sorted(steady(_aged(theirs))), arguments
+    revoked = [
+        tool(["lease", "revoke", f"{one:016x}", "-w", write_out])
+        for tool, one in zip((_kvctl(cluster), _etcdctl(cluster)), ids, strict=True)
+    ]
+    assert steady(_nameless(revoked[0], ids)) == steady(_nameless(revoked[1], ids))
+    ours, theirs = [tool(["lease", "keep-alive", lease]) for tool in (_kvctl(cluster), _etcdctl(cluster))]
+    assert ours == theirs
+    kvctl(cluster, "lease", "revoke", lease).failed(1, "requested lease not found")
+    kvctl(cluster, "lease", "keep-alive", "--once", lease).failed(1, "requested lease not found")
+
+
+def _kvctl(cluster: Cluster) -> Callable[[list[str]], bytes]:
+    return lambda arguments: kvctl(cluster, *arguments).ok()
+
+
+def _etcdctl(cluster: Cluster) -> Callable[[list[str]], bytes]:
+    return lambda arguments: etcdctl(cluster, arguments).ok()
+
+
+def _lease_id(output: bytes) -> int:
+    found = re.search(rb'lease ([0-9a-f]{16}) |"ID" ?: ?(\d+)', output)
+    assert found is not None, output
+    return int(found[1], 16) if found[1] else int(found[2])
+
+
+def _nameless(output: bytes, ids: list[int]) -> bytes:
+    for one in ids:
+        output = output.replace(b"%d" % one, b"LEASE").replace(b"%016x" % one, b"LEASE")
+    return re.sub(rb'("revision":|"Revision" : )\d+', rb"\1N", output)
+
+
+def _aged(output: bytes) -> bytes:
+    """Seconds pass between the two calls; a follower lists leases in no order that means something."""
+    return re.sub(rb'(remaining\(|"ttl":|"TTL" : )\d+', rb"\1N", output)
+
+
+def _sorted(output: bytes) -> list[bytes]:
+    return sorted(re.split(rb"[\n,\[\]]", output))

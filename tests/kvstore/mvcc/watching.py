@@ -103,6 +103,9 @@ class Watched:
         while await self.hub.sync_unsynced():
             pass
 
+    def members(self) -> None:
+        pass
+
     def events(self, batch: list[RevisionEvents]) -> None:
         self.hub.notify(batch)
 

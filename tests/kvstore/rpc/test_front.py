@@ -123,7 +123,7 @@ async def test_an_error_keeps_its_code_and_text(front: tuple[Front, grpc.aio.Cha
 async def test_calls_of_one_tick_come_as_one_list() -> None:
     """grpc.aio itself takes few calls in one tick; what it does bring together stays together."""
     front = Front()
-    collector = CallCollector(front.echo)
+    collector = CallCollector(front.echo, lambda: None)
     messages = [b"%d" % i for i in range(200)]
     assert await asyncio.gather(*[collector.serve(m, None) for m in messages]) == messages
     assert [len(batch) for batch in front.batches] == [200]

@@ -275,6 +275,23 @@ def test_after_an_entry_of_a_newer_term_the_older_terms_requests_are_unknown(wor
     assert keys(world.take()) == [b"waiting", b"new"]
 
 
+def test_requests_that_a_snapshot_holds_are_unknown_and_the_others_wait_on(world: World) -> None:
+    """Their entries are never applied here: "done" and "not done" would both be guesses."""
+    world.add(b"a")
+    world.add(b"b")
+    world.take(leading=False)
+    world.add(b"c")
+    world.take(leading=False)
+    world.add(b"waiting")
+    world.batcher.jumped((BOOT - 1, 9))
+    assert world.caller.answers == {}
+    world.batcher.jumped((BOOT, 2))
+    assert world.caller.answers == {b"a": errors.TIMEOUT, b"b": errors.TIMEOUT}
+    world.batcher.results([(3, errors.LEADER_CHANGED)])
+    assert world.caller.answers[b"c"] == errors.LEADER_CHANGED
+    assert keys(world.take()) == [b"waiting"]
+
+
 def test_a_stop_answers_everybody_and_refuses_more(world: World) -> None:
     world.add(b"a")
     world.take()

@@ -99,10 +99,13 @@ async def test_settings_that_were_not_given_are_not_compared(config: ServerConfi
     close(member)
 
 
-async def test_joining_is_refused_without_data_and_no_matter_with_it(config: ServerConfig) -> None:
+async def test_joining_asks_the_others_without_data_and_nobody_with_it(config: ServerConfig) -> None:
     existing = replace(config, initial_cluster_state="existing")
-    with pytest.raises(BootstrapError, match="a member that has lost its data must stay out"):
-        await open_member(existing)
+    nowhere = (*CLUSTER[:1], ("b", ("http://127.0.0.1:1",)))
+    asking = replace(existing, initial_cluster=nowhere, initial_advertise_peer_urls=CLUSTER[0][1])
+    with pytest.raises(BootstrapError, match=r"none of http://127.0.0.1:1 answers.*start them or correct it"):
+        await open_member(asking)
+    assert not (config.data_dir / "member.json").exists()
     close(await open_member(config))
     close(await open_member(existing))
 

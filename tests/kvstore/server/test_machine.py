@@ -8,6 +8,8 @@ from raft.types import Entry
 
 
 class FakeStore:
+    ended: dict[int, int] = {}  # noqa: RUF012  # no lease has left rows behind
+
     def __init__(self) -> None:
         self.flushing: list[asyncio.Future[int]] = []
 

@@ -6,13 +6,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from kvstore.errors import KvError
+from kvstore.errors import TIMEOUT_CONNECTION_LOST, KvError
 from kvstore.mvcc.compaction import Compactor
 from kvstore.mvcc.events import RevisionEvents
 from kvstore.mvcc.store import MvccStore
 from kvstore.mvcc.watch import WatchHub, WatchLimits
 from kvstore.pb import rpc_pb2 as pb
 from kvstore.rpc import make_server
+from kvstore.server.leader_calls import LeaderCalls, Method
+from kvstore.server.lease import Leases
 from kvstore.server.proposal import Proposal
 from kvstore.services import register
 from kvstore.state.applier import AppliedResult, Applier, Result
@@ -21,13 +23,29 @@ from kvstore.state.command import Op, encode_batch, encode_request
 from tests.kvstore.state.support import Entry
 
 
+class LocalCalls(LeaderCalls):
+    """To a leader that is this member, or not there."""
+
+    async def ask(self, member: int, method: str, request: bytes, timeout: float) -> bytes:
+        raise TIMEOUT_CONNECTION_LOST
+
+    async def close(self) -> None:
+        pass
+
+
 class FakeServer:
     """KvServer as services see it. Proposals are applied in the next tick, all that wait as one entry."""
 
     member_id, cluster_id, raft_term = 0xA1, 0xC1, 5
 
     def __init__(self, path: Path, election_timeout: int = 1000, progress_seconds: float = 600.0) -> None:
-        self.config: Any = SimpleNamespace(max_txn_ops=128, election_timeout=election_timeout)
+        self.config: Any = SimpleNamespace(
+            max_txn_ops=128,
+            election_timeout=election_timeout,
+            heartbeat_interval=election_timeout // 10,
+            request_timeout=5.0,
+            lease_checkpoint=False,
+        )
         self.store = MvccStore.open(path)
         self.hub = WatchHub(self.store, WatchLimits(progress_seconds=progress_seconds), self.header)
         self.compactor = Compactor(self.store)
@@ -38,7 +56,12 @@ class FakeServer:
         self.entries = 0
         self.moved_to: list[int] = []
         self.proposed: list[Proposal] = []
-        self._applier = Applier(self.store, self.member_id, 1, self)
+        self.clock = 1000.0  # for leases only
+        self.leader_methods: dict[str, Method] = {}
+        self.leader_calls: LeaderCalls = LocalCalls(self)
+        self.leases = Leases(self)
+        self.leases.role_changed(True, self.raft_term)
+        self._applier = Applier(self.store, self.member_id, 1, self, lease_sink=self.leases.changed)
         self._waiting: list[Proposal] = []
         self._asked: dict[int, Proposal] = {}
         self._sequence = 0
@@ -48,9 +71,20 @@ class FakeServer:
         )
         self.url = "http://c:1"
 
+    is_learner = False
+
     @property
     def has_leader(self) -> bool:
         return self.leader_id != 0
+
+    def now(self) -> float:
+        return self.clock
+
+    def check_peer(self, peer: object) -> str | None:
+        return None
+
+    def fail(self, error: BaseException) -> None:
+        raise error
 
     def status(self) -> Any:
         return SimpleNamespace(commit=self.store.applied_index, term=self.raft_term)
@@ -73,9 +107,9 @@ class FakeServer:
         if self._waiting and (self._applying is None or self._applying.done()):
             self._applying = asyncio.create_task(self._apply())
 
-    async def propose_one(self, op: Op, raw: bytes) -> AppliedResult:
+    async def propose_one(self, op: Op, raw: bytes, request_id: str = "") -> AppliedResult:
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        self.propose([Proposal(op, raw, future.set_result)])
+        self.propose([Proposal(op, raw, future.set_result, request_id=request_id)])
         result = await future
         if isinstance(result, KvError):
             raise result
@@ -111,6 +145,9 @@ class FakeServer:
     async def move_leader(self, to: int) -> None:
         self.moved_to.append(to)
 
+    def members(self) -> None:
+        pass
+
     def events(self, batch: list[RevisionEvents]) -> None:
         self.hub.notify(batch)
 
@@ -133,6 +170,10 @@ class RunningMember:
         self._rpc = make_server()
         self._services = register(self._rpc, self.server)  # type: ignore[arg-type]
         self._services.start()
+        await self.server.leases.load()
+        self._tasks = [
+            asyncio.create_task(work) for work in (self.server.leases.run_keep_alives(), self.server.leases.run_time())
+        ]
         [self.url] = await self._rpc.start(["http://127.0.0.1:0"])
         self.server.url = self.url
         return self
@@ -140,4 +181,8 @@ class RunningMember:
     async def __aexit__(self, *_: object) -> None:
         await self._rpc.stop(0)
         await self._services.stop()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.server.leases.stop()
         self.server.store.close()

@@ -12,7 +12,7 @@ import pytest
 from kvstore import errors
 from kvstore.pb import history_pb2, history_pb2_grpc
 from kvstore.pb import rpc_pb2 as pb
-from kvstore.pb.rpc_pb2_grpc import ClusterStub, KVStub, LeaseStub, MaintenanceStub, WatchStub
+from kvstore.pb.rpc_pb2_grpc import AuthStub, ClusterStub, KVStub, MaintenanceStub, WatchStub
 from kvstore.rpc import make_channel
 from kvstore.version import VERSION
 from tests.kvstore.services.member import FakeServer, RunningMember
@@ -143,8 +143,10 @@ async def test_reads_without_a_quorum(peer: Peer) -> None:
 async def test_compact(peer: Peer, physical: bool) -> None:
     for n in range(9):
         await peer.put(b"k", b"%d" % n)
-    answer = await peer.kv.Compact(pb.CompactionRequest(revision=8, physical=physical))
+    compact = pb.CompactionRequest(revision=8, physical=physical)
+    answer = await peer.kv.Compact(compact, metadata=[("request-id", "tidy up")])
     assert answer == pb.CompactionResponse(header=header(10))
+    assert peer.server.proposed[-1].request_id == "tidy up"
     if physical:
         assert peer.server.compactor.done_revision == 8
     assert await refused(peer.kv.Compact(pb.CompactionRequest(revision=8, physical=physical))) == errors.COMPACTED
@@ -261,6 +263,13 @@ async def test_maintenance_answers_as_etcd_does(peer: Peer) -> None:
     assert peer.server.moved_to == [9]
 
 
+async def test_members_need_a_url(peer: Peer) -> None:
+    for urls in ([], ["a:1"], ["http://a"], ["http://a:1", "http://b:1/"]):
+        assert await refused(peer.cluster.MemberAdd(pb.MemberAddRequest(peerURLs=urls))) == errors.MEMBER_BAD_URLS
+        update = pb.MemberUpdateRequest(ID=1, peerURLs=urls)
+        assert await refused(peer.cluster.MemberUpdate(update)) == errors.MEMBER_BAD_URLS
+
+
 async def test_member_list_has_no_revision(peer: Peer) -> None:
     members = await peer.cluster.MemberList(pb.MemberListRequest(linearizable=True))
     assert members.header == header(0)
@@ -289,13 +298,9 @@ async def test_history(peer: Peer) -> None:
 
 
 async def test_what_comes_later_says_so(peer: Peer) -> None:
-    stub: Any = LeaseStub(peer.channel)
-    error = await refused(stub.LeaseGrant(pb.LeaseGrantRequest(TTL=5)))
-    assert error == errors.unimplemented("/etcdserverpb.Lease/LeaseGrant")
-    keep_alive = stub.LeaseKeepAlive()
-    await keep_alive.write(pb.LeaseKeepAliveRequest(ID=1))
-    assert (await refused(keep_alive.read())).code == errors.Code.UNIMPLEMENTED
-    assert (await refused(peer.cluster.MemberAdd(pb.MemberAddRequest()))).code == errors.Code.UNIMPLEMENTED
+    stub: Any = AuthStub(peer.channel)
+    error = await refused(stub.AuthEnable(pb.AuthEnableRequest()))
+    assert error == errors.unimplemented("/etcdserverpb.Auth/AuthEnable")
 
 
 def test_our_version_is_the_packages() -> None:

@@ -24,6 +24,7 @@ class Model:
         self.events: dict[int, list[kv_pb2.Event]] = {}
         self.keys: Keys = {}
         self.changes: list[kv_pb2.Event] = []
+        self.leases: dict[int, int] = {}  # id -> TTL
 
     # -- reads
 
@@ -66,7 +67,14 @@ class Model:
 
     def apply(self, request: object) -> object:
         self.changes = []
-        answer: pb.PutResponse | pb.DeleteRangeResponse | pb.TxnResponse | pb.CompactionResponse
+        answer: (
+            pb.PutResponse
+            | pb.DeleteRangeResponse
+            | pb.TxnResponse
+            | pb.CompactionResponse
+            | pb.LeaseGrantResponse
+            | pb.LeaseRevokeResponse
+        )
         if isinstance(request, pb.PutRequest):
             self.check_put(request)
             answer = self.put(request)
@@ -74,6 +82,10 @@ class Model:
             answer = self.delete(request)
         elif isinstance(request, pb.CompactionRequest):
             answer = self.compact(request.revision)
+        elif isinstance(request, pb.LeaseGrantRequest):
+            answer = self.grant(request)
+        elif isinstance(request, pb.LeaseRevokeRequest):
+            answer = self.revoke(request)
         else:
             assert isinstance(request, pb.TxnRequest)
             answer = self.txn(request)
@@ -85,7 +97,7 @@ class Model:
         return answer
 
     def check_put(self, request: pb.PutRequest) -> None:
-        if request.lease:
+        if request.lease and request.lease not in self.leases:
             raise errors.LEASE_NOT_FOUND
         if (request.ignore_value or request.ignore_lease) and request.key not in self.keys:
             raise errors.KEY_NOT_FOUND
@@ -93,11 +105,13 @@ class Model:
     def put(self, request: pb.PutRequest) -> pb.PutResponse:
         answer = pb.PutResponse()
         before = self.keys.get(request.key)
-        kv = kv_pb2.KeyValue(key=request.key, value=request.value, mod_revision=self.revision + 1)
+        kv = kv_pb2.KeyValue(key=request.key, value=request.value, mod_revision=self.revision + 1, lease=request.lease)
         kv.create_revision = before.create_revision if before else self.revision + 1
         kv.version = before.version + 1 if before else 1
         if before and request.ignore_value:
             kv.value = before.value
+        if before and request.ignore_lease:
+            kv.lease = before.lease
         if before and request.prev_kv:
             answer.prev_kv.CopyFrom(before)
         self.keys[request.key] = kv
@@ -117,6 +131,27 @@ class Model:
                 self.changes.append(kv_pb2.Event(type=kv_pb2.Event.DELETE, kv=gone))
         answer.header.revision = self.revision + (1 if self.changes else 0)
         return answer
+
+    def grant(self, request: pb.LeaseGrantRequest) -> pb.LeaseGrantResponse:
+        if request.TTL > 9_000_000_000:
+            raise errors.LEASE_TTL_TOO_LARGE
+        if request.ID in self.leases:
+            raise errors.LEASE_EXISTS
+        self.leases[request.ID] = request.TTL
+        return pb.LeaseGrantResponse(ID=request.ID, TTL=request.TTL)
+
+    def keys_of(self, lease: int) -> list[bytes]:
+        return sorted(key for key, kv in self.keys.items() if kv.lease == lease)
+
+    def revoke(self, request: pb.LeaseRevokeRequest) -> pb.LeaseRevokeResponse:
+        if request.ID not in self.leases:
+            raise errors.LEASE_NOT_FOUND
+        for key in self.keys_of(request.ID):
+            del self.keys[key]
+            gone = kv_pb2.KeyValue(key=key, mod_revision=self.revision + 1)
+            self.changes.append(kv_pb2.Event(type=kv_pb2.Event.DELETE, kv=gone))
+        del self.leases[request.ID]
+        return pb.LeaseRevokeResponse()
 
     def compact(self, revision: int) -> pb.CompactionResponse:
         if revision > self.revision:

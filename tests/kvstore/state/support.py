@@ -7,10 +7,11 @@ from typing import final
 
 from google.protobuf.message import Message
 
-from kvstore.mvcc import schema
+from kvstore.mvcc import leases, schema
 from kvstore.mvcc.events import RevisionEvents
 from kvstore.mvcc.store import MvccStore, StoreOptions
 from kvstore.pb import rpc_pb2 as pb
+from kvstore.pb.command_pb2 import LeaseCheckpoints, LeaseRevoke
 from kvstore.state.applier import AppliedResult, Applier, LogEntry, Result
 from kvstore.state.command import Op, encode_batch, encode_request
 
@@ -20,12 +21,18 @@ OPS: dict[type[Message], Op] = {
     pb.DeleteRangeRequest: Op.DELETE_RANGE,
     pb.TxnRequest: Op.TXN,
     pb.CompactionRequest: Op.COMPACTION,
+    pb.LeaseGrantRequest: Op.LEASE_GRANT,
+    pb.LeaseRevokeRequest: Op.LEASE_REVOKE,
+    LeaseRevoke: Op.LEASE_REVOKE,
+    LeaseCheckpoints: Op.LEASE_CHECKPOINT,
 }
 RESPONSES: dict[type[Message], type[Message]] = {
     pb.PutRequest: pb.PutResponse,
     pb.DeleteRangeRequest: pb.DeleteRangeResponse,
     pb.TxnRequest: pb.TxnResponse,
     pb.CompactionRequest: pb.CompactionResponse,
+    pb.LeaseGrantRequest: pb.LeaseGrantResponse,
+    pb.LeaseRevokeRequest: pb.LeaseRevokeResponse,
 }
 
 
@@ -44,6 +51,9 @@ class Sinks:
         self.revisions: list[RevisionEvents] = []
         self.answers: dict[int, Result] = {}
         self.index = 0
+
+    def members(self) -> None:
+        pass
 
     def events(self, batch: list[RevisionEvents]) -> None:
         self.revisions += batch
@@ -117,6 +127,12 @@ def state_hash(store: MvccStore) -> str:
         for key, value in rows:
             if key == schema.META_COMPACTED:
                 continue
+            if key.startswith(schema.META_ENDED):
+                continue
+            if key[:1] == schema.LATEST and leases.hides(store.ended, value):
+                continue
+            if key[:1] == schema.LEASED and not _binds(store, key):
+                continue
             if key[:1] == schema.EVENT and schema.split_event(key)[0] > store.current_revision:
                 continue
             if key[:1] == schema.RECORD and schema.unpack_u64(key[1:]) > store.current_revision:
@@ -131,3 +147,9 @@ def state_hash(store: MvccStore) -> str:
                         continue
             digest.update(b"%d %b %d %b" % (len(key), key, len(value), value))
     return digest.hexdigest()
+
+
+def _binds(store: MvccStore, row: bytes) -> bool:
+    """Whether the row that leads from a lease to a key is one that the key confirms."""
+    kv = store.get_latest(row[9:])
+    return kv is not None and schema.leased_row(leases.lease_of(kv), row[9:]) == row

@@ -156,6 +156,9 @@ class Order:
         self.store = store
         self.calls: list[str] = []
 
+    def members(self) -> None:
+        pass
+
     def events(self, batch: object) -> None:
         assert self.store.current_revision == 2
         self.calls.append("events")

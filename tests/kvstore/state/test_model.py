@@ -6,9 +6,11 @@ from random import Random
 import pytest
 
 from kvstore.errors import KvError
+from kvstore.mvcc import transaction
 from kvstore.mvcc.compaction import Compactor
 from kvstore.mvcc.encoding import range_body
 from kvstore.mvcc.events import prev_kv, read_events
+from kvstore.mvcc.leases import LeaseSweeper, keys_of, read_leases
 from kvstore.mvcc.range import range_, range_small
 from kvstore.pb import kv_pb2
 from kvstore.pb import rpc_pb2 as pb
@@ -17,6 +19,7 @@ from tests.kvstore.state.model import Model
 from tests.kvstore.state.support import State, response
 
 SEEDS = range(6)
+SMALL = 1  # keys: above it a delete is a big one
 
 
 def expected(model: Model, request: object) -> object:
@@ -45,26 +48,44 @@ async def compare_range(state: State, model: Model, request: pb.RangeRequest) ->
         assert got == want, request
 
 
-async def compare_events(state: State, model: Model) -> None:
+async def compare_leases(state: State, model: Model) -> None:
+    with state.store.view() as view:
+        found = {lease: row.ttl async for rows in read_leases(view) for lease, row in rows}
+        assert found == model.leases
+        for lease in workload.LEASES:
+            assert await keys_of(view, lease) == model.keys_of(lease)
+            assert view.has_lease(lease) == (lease in model.leases)
+
+
+async def compare_events(state: State, model: Model, handed_over: bool) -> None:
     read = await read_events(state.store, 0, 1 << 60)
-    assert read == state.sinks.revisions
+    if handed_over:
+        assert read == state.sinks.revisions
     parsed = {one.revision: [kv_pb2.Event.FromString(event.event) for event in one.events] for one in read}
     assert parsed == model.events
-    for revision in state.sinks.revisions:
+    for revision in read if not handed_over else state.sinks.revisions:
         for at, event in enumerate(revision.events):
             if any(earlier.key == event.key for earlier in revision.events[:at]):
                 continue  # changed twice in one revision: prev is the change before, prev_kv the revision before
             before = model.past[revision.revision - 1].get(event.key)
-            assert event.prev == (before and before.SerializeToString())
+            assert event.prev == (before and before.SerializeToString()) or not handed_over
             hidden = revision.revision - 1 < model.compacted
-            assert prev_kv(state.store, event.key, revision.revision) == (None if hidden else event.prev)
+            known = None if hidden or before is None else before.SerializeToString()
+            assert prev_kv(state.store, event.key, revision.revision) == known
 
 
+@pytest.mark.parametrize("big", [False, True], ids=["", "big"])
 @pytest.mark.parametrize("seed", SEEDS)
-async def test_random_requests_answer_as_the_model_does(tmp_path: Path, seed: int) -> None:
+async def test_random_requests_answer_as_the_model_does(
+    tmp_path: Path, seed: int, big: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """big: all deletes and revokes go the way of those of a million keys."""
+    if big:
+        monkeypatch.setattr(transaction, "BIG_DELETE", SMALL)
     rng = Random(seed)
     state, model = State(tmp_path / "s"), Model()
-    compactor = Compactor(state.store)
+    compactor, sweeper = Compactor(state.store), LeaseSweeper(state.store)
+    swept = 0
     for _ in range(150):
         requests = []
         wants = []
@@ -83,7 +104,13 @@ async def test_random_requests_answer_as_the_model_does(tmp_path: Path, seed: in
             await compare_range(state, model, workload.a_range(rng, model.revision))
         if compactor.pending and rng.random() < 0.5:
             await compactor.run()
-    await compare_events(state, model)
+        await compare_leases(state, model)
+        if sweeper.pending and rng.random() < 0.2:
+            swept += 1
+            await sweeper.run()
+            assert not state.store.ended
+    assert bool(swept) == big
+    await compare_events(state, model, not big)
     for at in range(max(model.compacted, 1), model.revision + 1):
         await compare_range(state, model, pb.RangeRequest(key=b"\0", range_end=b"\0", revision=at))
     state.close()

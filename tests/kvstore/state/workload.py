@@ -7,7 +7,15 @@ from kvstore.pb import rpc_pb2 as pb
 from kvstore.state.checks import check_txn
 
 KEYS = [b"a", b"a\0", b"a\0\0", b"a\0\xff", b"a\x01", b"ab", b"b", b"b\xff", b"\xff", b"\xff\xff", b"c" * 200]
-Request = pb.PutRequest | pb.DeleteRangeRequest | pb.TxnRequest | pb.CompactionRequest
+LEASES = [1, 5, -7, 1 << 62]
+Request = (
+    pb.PutRequest
+    | pb.DeleteRangeRequest
+    | pb.TxnRequest
+    | pb.CompactionRequest
+    | pb.LeaseGrantRequest
+    | pb.LeaseRevokeRequest
+)
 
 
 def key(rng: Random) -> bytes:
@@ -43,8 +51,8 @@ def a_put(rng: Random) -> pb.PutRequest:
     request.ignore_lease = rng.random() < 0.1
     if not request.ignore_value:
         request.value = rng.choice([b"", b"x", b"y" * rng.randint(1, 300)])
-    if rng.random() < 0.02 and not request.ignore_lease:
-        request.lease = 5
+    if rng.random() < 0.4 and not request.ignore_lease:
+        request.lease = rng.choice(LEASES)
     return request
 
 
@@ -60,7 +68,7 @@ def a_compare(rng: Random, current: int) -> pb.Compare:
     if union == "value":
         compare.value = rng.choice([b"", b"x"])
     elif union is not None:
-        setattr(compare, union, rng.choice([0, 1, 2, current]))
+        setattr(compare, union, rng.choice([0, 1, 2, current, 1 << 62]))
     return compare
 
 
@@ -95,8 +103,12 @@ def a_txn(rng: Random, current: int) -> pb.TxnRequest:
 
 def a_write(rng: Random, current: int, compacted: int) -> Request:
     chance = rng.random()
-    if chance < 0.5:
+    if chance < 0.4:
         return a_put(rng)
+    if chance < 0.46:
+        return pb.LeaseGrantRequest(ID=rng.choice(LEASES), TTL=rng.choice([2, 60, 9_000_000_001]))
+    if chance < 0.5:
+        return pb.LeaseRevokeRequest(ID=rng.choice(LEASES))
     if chance < 0.65:
         return a_delete(rng)
     if chance < 0.97:

@@ -1,4 +1,8 @@
-"""One mutant: its file, its copy of raft/, and the search for a seed that finds it."""
+"""One mutant: its file, its copy of the code, and the search for a seed that finds it.
+
+Its `level` says which simulator has to: that of raft/ alone ("raft", when nothing is said) or that of the whole
+member ("member").
+"""
 
 import os
 import re
@@ -37,6 +41,7 @@ class Mutant:
     name: str
     scenario: str
     bug: str
+    level: str
     edits: tuple[Edit, ...]
     digest: str  # of its file
 
@@ -53,7 +58,8 @@ def load(path: Path) -> Mutant:
     data = path.read_bytes()
     fields = tomllib.loads(data.decode())
     edits = tuple(Edit(**edit) for edit in fields["edit"])
-    return Mutant(path.stem, fields["scenario"], fields["bug"], edits, sha256(data).hexdigest())
+    level = fields.get("level", "raft")
+    return Mutant(path.stem, fields["scenario"], fields["bug"], level, edits, sha256(data).hexdigest())
 
 
 def load_all() -> list[Mutant]:
@@ -62,11 +68,17 @@ def load_all() -> list[Mutant]:
 
 @contextmanager
 def mutated(mutant: Mutant) -> Iterator[Path]:
-    """A directory with raft/ as the mutant has it, and the simulator's command line."""
+    """A directory with the code as the mutant has it, and the simulator's command line."""
     with tempfile.TemporaryDirectory(prefix="mutant-") as name:
         root = Path(name)
         ignore = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / "raft", root / "raft", ignore=ignore)
+        if mutant.level == "member":
+            shutil.copytree(ROOT / "kvstore", root / "kvstore", ignore=ignore)
+            shutil.copytree(ROOT / "tests", root / "tests", ignore=ignore)
+            mutant.apply(root)
+            yield root
+            return
         (root / "tests" / "sim").mkdir(parents=True)
         for file in ("tests/__init__.py", "tests/sim/__init__.py", "tests/sim/__main__.py"):
             shutil.copy(ROOT / file, root / file)
@@ -74,10 +86,10 @@ def mutated(mutant: Mutant) -> Iterator[Path]:
         yield root
 
 
-def simulate(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """`python -m tests.sim` with the raft/ of `root`."""
+def simulate(root: Path, *arguments: str, level: str = "raft") -> subprocess.CompletedProcess[str]:
+    """`python -m tests.sim`, or of the member's level, with the code of `root`."""
     return subprocess.run(
-        [sys.executable, "-m", "tests.sim", *arguments],
+        [sys.executable, "-m", "tests.sim.member" if level == "member" else "tests.sim", *arguments],
         cwd=root,
         env={**os.environ, "PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1"},
         capture_output=True,
@@ -90,7 +102,7 @@ def hunt(mutant: Mutant, last: int) -> Found:
     """The first seed of 1..last that ends in a violation."""
     begin = time.monotonic()
     with mutated(mutant) as root:
-        result = simulate(root, f"1..{last}", "--stop")
+        result = simulate(root, f"1..{last}", "--stop", level=mutant.level)
     seconds = time.monotonic() - begin
     assert result.returncode in {0, 1}, f"{mutant.name}: {result.stderr}"
     seed = re.search(r"^seed (\d+) .*?hash \w+ (.*)", result.stdout, re.MULTILINE)
