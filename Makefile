@@ -26,7 +26,7 @@ LICENSES_RUN := MIT;BSD;Apache;ISC;PSF;Python Software Foundation;0BSD
 LICENSES_DEV := $(LICENSES_RUN);MPL-2.0;Mozilla Public License 2.0
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-fast test-all lint format proto golden sim trace mutants bench bench-failover sbom licenses lock clean \
+.PHONY: help install run test test-fast test-all lint format proto golden sim trace exhaustive mutants bench bench-failover sbom licenses lock clean \
 	docker docker-run
 
 help: ## list the targets
@@ -68,6 +68,9 @@ sim: $(DEV_READY) ## simulate seeds FIRST..FIRST+N-1, or replay SEED=n (LEVEL=me
 
 trace: $(DEV_READY) ## every event of the simulation of SEED=n, a line each (LEVEL=member)
 	@$(BIN)/python -m tests.sim$(SIM_LEVEL) $(or $(SEED),$(FIRST)) --trace $(ARGS)
+
+exhaustive: $(DEV_READY) ## every run of three nodes within narrow bounds: two terms, few deliveries
+	$(BIN)/python -m tests.sim exhaustive
 
 mutants: $(DEV_READY) ## put known bugs back, one by one: the simulator must find each; resumes where it was stopped
 	$(BIN)/python -m tests.sim.mutants $(ARGS)

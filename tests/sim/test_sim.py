@@ -164,7 +164,7 @@ def test_facts_become_marks() -> None:
     assert marks.counts == {"became_leader": 1, "truncated": 1, "probed": 1, "lost_quorum": 1}
     with pytest.raises(AssertionError):
         marks.hit("no such mark")
-    assert len(MARKS) >= 30
+    assert len(MARKS) >= 60
 
 
 @pytest.mark.parametrize("mutant", load_all(), ids=lambda mutant: mutant.name)

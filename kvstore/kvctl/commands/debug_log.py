@@ -16,7 +16,9 @@ async def debug_log(
     session: Session,
     path: Annotated[Path, typer.Argument(metavar="DIR", help="A data directory, or the log/ in it.")],
     first: Annotated[int, typer.Option("--from", metavar="INDEX", help="The first entry.")] = 0,
-    last: Annotated[int, typer.Option("--to", metavar="INDEX", help="The last entry.")] = INDEX_MAX,
+    last: Annotated[
+        int, typer.Option("--to", metavar="INDEX", show_default="the end", help="The last entry.")
+    ] = INDEX_MAX,
     records: Annotated[
         bool, typer.Option("--records", help="Every record as written: also votes, and entries overwritten since.")
     ] = False,

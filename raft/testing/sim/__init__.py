@@ -13,6 +13,8 @@ of the node and of the cluster is checked, and at the end the clients' histories
     clock.py      virtual time                        process.py   one node and its driver
     network.py    messages                            nemesis.py   the schedule of faults
     disk.py       logs, and what crashes leave        workload.py  the schedule of requests
+    members.py    the operator of the members         directed.py  schedules for particular bugs
+    snapshots.py  transfers of snapshots              exhaustive.py  all runs of a small cluster
     checker.py    invariants of the cluster           history.py   linearizability
     machine.py    the replicated registers            marks.py     rare situations that must be met
     plan.py       run one                             shrink.py    make a failure small

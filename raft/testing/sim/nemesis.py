@@ -139,6 +139,8 @@ class Nemesis:
 
     def _member(self, rng: SimRng, span: int, fault: Fault) -> None:
         asked = self._world.members.change(rng, span, fault.number)
+        if rng.chance(0.3):  # one while another is under way has to be refused
+            self._world.members.change(rng, span, fault.number)
         if asked is not None and rng.chance(0.3):  # in the middle of it
             self._later(rng.between(1, 4 * self._options.round_trip), self._kill_soon, (asked, span, fault))
 

@@ -13,7 +13,7 @@ from raft.testing.sim.rng import SimRng
 from raft.types import NodeId
 
 _REGISTERS: Final = 4  # in use at a time
-_PERIOD: Final = 3 * SECOND  # then new ones
+PERIOD: Final = 3 * SECOND  # then new ones
 
 
 class Request(NamedTuple):
@@ -34,7 +34,7 @@ def draw_requests(options: Options) -> list[Request]:
     at = rng.exponential(gap)
     while at < options.safety:
         number = len(requests) + 1
-        register = at // _PERIOD * _REGISTERS + rng.below(_REGISTERS)
+        register = at // PERIOD * _REGISTERS + rng.below(_REGISTERS)
         node_id = rng.choice(options.nodes)
         kind, expected = READ, None
         if not rng.chance(share):

@@ -28,11 +28,12 @@ from raft.testing.sim.options import Options
 from raft.testing.sim.process import PROPOSAL_BYTES_MAX, Process
 from raft.testing.sim.rng import SimRng
 from raft.testing.sim.trace import Trace
-from raft.testing.sim.workload import Request
+from raft.testing.sim.workload import PERIOD, Request
 from raft.types import NO_NODE, Configuration, Index, NodeId, Role, Term
 
 TIMEOUTS_TO_LEADER: Final = 20  # election timeouts in which a core must have a leader
 TIMEOUTS_TO_AGREE: Final = 20  # ... and, from then on, answers and equal states
+_OWN_REGISTERS: Final = 2**31
 _HASH_MASK: Final = 2**64 - 1
 
 
@@ -134,9 +135,10 @@ class World:
             )
 
     def ask(self, process: Process, kind: str) -> int:
-        """A request beside the drawn ones, of the register 0. Returns its number."""
+        """A request beside the drawn ones, of registers of its own, new ones every few seconds. Returns its number."""
         self._requests += 1
-        self._ask(Request(0, self._requests, process.node_id, kind, 0, None))
+        register = _OWN_REGISTERS + self.clock.now // PERIOD
+        self._ask(Request(0, self._requests, process.node_id, kind, register, None))
         return self._requests
 
     def restart(self, process: Process) -> None:
