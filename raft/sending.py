@@ -20,11 +20,13 @@ from raft.node_config import NodeConfig
 from raft.runtime import Runtime
 from raft.snapshot import SnapshotFailed, SnapshotHeader, SnapshotReader
 from raft.transport.base import Transport
-from raft.types import Index, NodeId, Role, SnapshotMeta
+from raft.types import Index, NodeId, Role, SnapshotMeta, Term
 
 logger = logging.getLogger("raft.node")
 
 KEEP_SECONDS: Final = 60.0  # how long a reader waits for a transfer to be resumed
+RETRY_SECONDS: Final = 0.1  # after a first failure, twice as long after each that follows ...
+RETRY_SECONDS_MAX: Final = 30.0  # ... as the reason may be one that time does not heal, such as a full disk
 
 
 @final
@@ -46,6 +48,7 @@ class Sending:
         self._waiting: dict[NodeId, None] = {}  # a dict, as its order is fixed
         self._tasks: dict[NodeId, asyncio.Task[None]] = {}
         self._ended: list[NodeId] = []
+        self._retry_seconds: dict[NodeId, float] = {}  # of those whose last transfer failed
         self._kept: _Kept | None = None
         self._taking: asyncio.Task[_Kept] | None = None
         self._pin: Index | None = None  # while the snapshot is being taken
@@ -64,6 +67,7 @@ class Sending:
             self._term = raw.term
             self._waiting.clear()
             self._ended.clear()
+            self._retry_seconds.clear()
         for peer in self._ended:
             raw.snapshot_failed(peer)
         self._ended.clear()
@@ -116,10 +120,12 @@ class Sending:
             logger.info("%x sends %x the snapshot at %s, %d bytes", own, peer, kept.meta, header.size)
             await self._transport.send_snapshot(peer, header, kept.reader)
             kept.wanted = False  # unless another transfer of it fails
+            self._retry_seconds.pop(peer, None)
             await self._until_it_says_so(raw, peer)
         except SnapshotFailed as error:
             if kept is not None:
                 kept.wanted = True
+            self._retry_seconds[peer] = min(self._retry_seconds.get(peer, RETRY_SECONDS / 2) * 2, RETRY_SECONDS_MAX)
             logger.warning("%x could not send %x a snapshot: %s", own, peer, error)
         except Exception as error:  # of a state machine that we do not know; the next attempt has a new reader
             logger.error("%x could not take or read a snapshot: %r", own, error)
@@ -129,10 +135,16 @@ class Sending:
         finally:
             if self._tasks.get(peer) is asyncio.current_task():
                 del self._tasks[peer]
-                self._ended.append(peer)
                 if kept is not None:
                     kept.used_ns = self._runtime.clock()
-                self._wake()
+                # Until then the core does not ask for this peer again.
+                wait = self._retry_seconds.get(peer, 0.0)
+                asyncio.get_running_loop().call_later(wait, self._end, peer, term)
+
+    def _end(self, peer: NodeId, term: Term) -> None:
+        if term == self._term:
+            self._ended.append(peer)
+        self._wake()
 
     async def _take(self, raw: RawNode) -> "_Kept":
         """The reader that all share, or a new one. Taking it goes on when the transfer is given up."""

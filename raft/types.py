@@ -90,7 +90,7 @@ class HardState:
 class Configuration:
     """Who takes part (thesis 4). `voters_outgoing` is not empty only while a change is under way (4.3)."""
 
-    __slots__ = ("learners", "voters", "voters_outgoing")
+    __slots__ = ("_members", "learners", "voters", "voters_outgoing")
 
     def __init__(
         self,
@@ -101,10 +101,11 @@ class Configuration:
         self.voters = tuple(sorted(voters))
         self.learners = tuple(sorted(learners))
         self.voters_outgoing = tuple(sorted(voters_outgoing))
+        self._members = tuple(sorted({*self.voters, *self.learners, *self.voters_outgoing}))
 
     def members(self) -> tuple[NodeId, ...]:
         """Everyone who receives entries, in id order."""
-        return tuple(sorted({*self.voters, *self.learners, *self.voters_outgoing}))
+        return self._members
 
     def __eq__(self, other: object) -> bool:
         return (

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
+from raft import sending
 from raft.core.progress import ProgressState
 from raft.messages import AppendEntriesResponse, Message
 from raft.snapshot import SnapshotFailed
@@ -124,6 +125,34 @@ async def test_a_snapshot_that_is_damaged_is_thrown_away_and_sent_again(cluster:
     await until(everywhere(cluster, commands))
     assert len(finished) == 2
     assert sum([reader.bytes_read for reader in leader.machine.readers]) == 2 * leader.machine.readers[0].files[0].size
+
+
+async def test_a_member_that_takes_no_snapshot_is_asked_less_and_less_often(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk over there is not filled with attempts, nor our log with lines."""
+    monkeypatch.setattr(sending, "RETRY_SECONDS", 0.004)
+    leader, lost = await leave_behind(cluster, numbers(20))
+    loop = asyncio.get_running_loop()
+    waits: list[float] = []
+    call_later = loop.call_later
+
+    def note(delay: float, callback: Callable[..., object], *args: object) -> asyncio.TimerHandle:
+        if getattr(callback, "__name__", "") == "_end":
+            waits.append(delay)
+        return call_later(delay, callback, *args)
+
+    monkeypatch.setattr(loop, "call_later", note)
+    member = await cluster.start(lost)
+
+    def full() -> None:
+        raise SnapshotFailed("the disk is full")
+
+    with monkeypatch.context() as refusing:
+        refusing.setattr(member.machine, "incoming", full)
+        await until(lambda: len(waits) >= 4)
+    assert waits[:4] == [0.004, 0.008, 0.016, 0.032]
+    await until(everywhere(cluster, leader.machine.commands))
 
 
 async def test_a_snapshot_that_cannot_be_taken_disturbs_nobody_and_is_tried_again(cluster: Cluster) -> None:
