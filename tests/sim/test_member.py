@@ -18,8 +18,10 @@ from kvstore.pb import rpc_pb2 as pb
 from raft.testing.sim.rng import SimRng
 from tests.kvstore.state.support import State, state_hash
 from tests.kvstore.state.workload import a_write
+from tests.sim.member.checks import Truth
 from tests.sim.member.cli import chosen, shrink
 from tests.sim.member.engine import MemoryBatch, MemoryEngine, RowsOnDisk
+from tests.sim.member.leases import LeaseLog, check_leases
 from tests.sim.member.loop import SECOND, Process, SimLoop, Stuck
 from tests.sim.member.options import SWITCHES
 from tests.sim.member.plan import Plan, run
@@ -88,6 +90,19 @@ def test_shrinking_keeps_only_what_the_failure_needs(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("tests.sim.member.cli.run", lambda plan: Failed(needed not in plan.faults))
     small, _ = shrink(plan, 15.0)
     assert small.faults == [needed]
+
+
+def test_a_lease_that_went_too_early_is_noticed() -> None:
+    """Also when no entry of the log accounts for it."""
+    truth = Truth({})
+    truth.granted.add(7)
+    lease = LeaseLog(7, 3, granted=0.0, alive=[(2.0, 2.1, 3)])
+    assert check_leases([lease], truth, {}, {7: 4 * SECOND}, 0.0) == [
+        "lease 7 of 3 s expired at 4.000, renewed at 2.000",
+        "lease 7 of 3 s never ended",
+    ]
+    truth.lease_ends[7] = [(9, True)]
+    assert check_leases([lease], truth, {9: 5 * SECOND}, {7: 5 * SECOND}, 0.0) == []
 
 
 # The loop

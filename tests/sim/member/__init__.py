@@ -8,7 +8,7 @@ crash what was not flushed) and the clients.
     options.py   what a seed decides                 world.py      the cluster, phases and verdict
     loop.py      virtual time; who lives and pauses  member.py     one member, its lives, its data directory
     engine.py    the state's rows                    network.py    between members
-    front.py     between clients and members         nemesis.py    faults
+    front.py     between clients and members         nemesis.py    faults (directed.py: several things in a row)
     clients.py   what clients ask                    watchers.py   what watchers ask
     leases.py    who holds leases, and their oracle  changes.py    an operator who changes the members
     checks.py    was what they saw possible?         marks.py      rare situations that must be met

@@ -16,6 +16,7 @@ from tests.sim.member.loop import SECOND
 
 if TYPE_CHECKING:
     from tests.sim.member.checks import Truth
+    from tests.sim.member.member import Member
     from tests.sim.member.world import World
 
 _PATIENCE_SECONDS: Final = 2.0  # for the answer of a keep-alive
@@ -39,7 +40,6 @@ class Holder:
         self._rng = world.options.stream(f"holder {number}")
         self._client = Client(world, 500 + number)
         self._number = number
-        self._answers: list[pb.LeaseKeepAliveResponse] = []
 
     async def run(self) -> None:
         world, rng = self._world, self._rng
@@ -71,7 +71,7 @@ class Holder:
             # Mostly in good time, now and then while the lessor lets it go.
             late = rng.chance(0.25)
             await asyncio.sleep(log.ttl * (0.95 + 0.25 * rng.random() if late else rng.random() / 2))
-            if await self._keep_alive(log) == 0:
+            if await keep_alive(world, log, rng.choice(world.members)) == 0:
                 world.mark("keep_alive_too_late")
                 return
         if rng.chance(0.2):
@@ -83,35 +83,37 @@ class Holder:
             if await self._client.finish(revoke, "LeaseRevoke", pb.LeaseRevokeResponse, service="Lease") is not None:
                 log.revoked = revoke.returned
                 world.mark("lease_revoked")
-                await self._keep_alive(log)
-
-    async def _keep_alive(self, log: LeaseLog) -> int | None:
-        """The TTL, or None without an answer."""
-        world, loop = self._world, self._world.loop
-        member = self._rng.choice(world.members)
-        if member.link is None:
-            return None
-        answers: list[pb.LeaseKeepAliveResponse] = []
-
-        def receive(messages: list[bytes]) -> None:
-            answers.extend([pb.LeaseKeepAliveResponse.FromString(message) for message in messages])
-
-        asked = loop.now
-        stream = member.link.open("/etcdserverpb.Lease/LeaseKeepAlive", {}, receive)
-        stream.write(pb.LeaseKeepAliveRequest(ID=log.id).SerializeToString())
-        while not answers and not stream.ended.done() and loop.now < asked + _PATIENCE_SECONDS * SECOND:
-            await asyncio.sleep(0.01)
-        stream.cancel()
-        if not answers:
-            return None
-        if not member.leads:
-            world.mark("keep_alive_forwarded")
-        log.alive.append((asked / SECOND, loop.now / SECOND, answers[0].TTL))
-        return int(answers[0].TTL)
+                await keep_alive(world, log, rng.choice(world.members))
 
 
-def check_leases(leases: list[LeaseLog], truth: "Truth", applied_at: dict[int, int], clock_error: float) -> list[str]:
-    """applied_at: when an index was first applied anywhere, nanoseconds."""
+async def keep_alive(world: "World", log: LeaseLog, member: "Member") -> int | None:
+    """The TTL, or None without an answer."""
+    loop = world.loop
+    if member.link is None:
+        return None
+    answers: list[pb.LeaseKeepAliveResponse] = []
+
+    def receive(messages: list[bytes]) -> None:
+        answers.extend([pb.LeaseKeepAliveResponse.FromString(message) for message in messages])
+
+    asked = loop.now
+    stream = member.link.open("/etcdserverpb.Lease/LeaseKeepAlive", {}, receive)
+    stream.write(pb.LeaseKeepAliveRequest(ID=log.id).SerializeToString())
+    while not answers and not stream.ended.done() and loop.now < asked + _PATIENCE_SECONDS * SECOND:
+        await asyncio.sleep(0.01)
+    stream.cancel()
+    if not answers:
+        return None
+    if not member.leads:
+        world.mark("keep_alive_forwarded")
+    log.alive.append((asked / SECOND, loop.now / SECOND, answers[0].TTL))
+    return int(answers[0].TTL)
+
+
+def check_leases(
+    leases: list[LeaseLog], truth: "Truth", applied_at: dict[int, int], gone_at: dict[int, int], clock_error: float
+) -> list[str]:
+    """applied_at: when an index was first applied anywhere; gone_at: when a lease first was gone. Nanoseconds."""
     complaints = []
     for log in leases:
         who = f"lease {log.id} of {log.ttl} s"
@@ -121,8 +123,10 @@ def check_leases(leases: list[LeaseLog], truth: "Truth", applied_at: dict[int, i
         if len(ends) > 1:
             complaints.append(f"{who} ended {len(ends)} times: {ends}")
         end: Any = ends[0] if ends else None
-        ended = applied_at[end[0]] / SECOND if end is not None else float("inf")
-        if end is not None and end[1]:
+        ended = gone_at[log.id] / SECOND if log.id in gone_at else float("inf")
+        if end is not None:
+            ended = min(ended, applied_at[end[0]] / SECOND)
+        if end is None or end[1]:  # also what no entry of the log should have ended
             renewed = max([log.granted, *[asked for asked, _, ttl in log.alive if ttl > 0]])
             if ended < renewed + log.ttl / (1 + clock_error) - 0.001:
                 complaints.append(f"{who} expired at {ended:.3f}, renewed at {renewed:.3f}")

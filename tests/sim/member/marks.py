@@ -49,6 +49,7 @@ MARKS: Final = {
     "keep_alive_forwarded": "a member that does not lead passed a keep-alive on",
     "keep_alive_too_late": "a keep-alive came after the end",
     "stale_revoke": "a lessor that did not lead any more wanted to revoke",
+    "renewed_while_revoking": "a keep-alive came while the leader's revoke of the lease was under way",
     "txn_failed": "a comparison failed",
 }
 

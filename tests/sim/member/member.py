@@ -280,6 +280,12 @@ class Member:
         return self.server is not None and self.server.node._raw is not None and self.role is Role.LEADER
 
     @property
+    def term(self) -> int:
+        assert self.server is not None
+        assert self.server.node._raw is not None
+        return self.server.node._raw.term
+
+    @property
     def role(self) -> Role:
         assert self.server is not None
         assert self.server.node._raw is not None

@@ -3,11 +3,13 @@
 Each fault draws what it does from a stream of its own, so that a schedule with some left out still does the same.
 """
 
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, final
 
 from raft.testing.sim.network import Link
 from raft.testing.sim.rng import SimRng
 from raft.types import NO_NODE
+from tests.sim.member.directed import SCRIPTS
 from tests.sim.member.loop import MILLISECOND, SECOND, Process
 from tests.sim.member.options import Options
 
@@ -38,6 +40,7 @@ class Nemesis:
     def __init__(self, world: "World", faults: list[Fault]) -> None:
         self._world = world
         self._over = False
+        self._directing = False
         for fault in faults:
             world.loop.at(fault.at, self._strike, fault)
 
@@ -51,7 +54,17 @@ class Nemesis:
         rng = world.options.stream(f"fault {fault.number}")
         span = int(rng.log_uniform(world.options.heartbeat_ms * MILLISECOND, 3 * world.options.election_timeout))
         world.injected[fault.kind] += 1
-        getattr(self, f"_{fault.kind}")(rng, span, fault)
+        if fault.kind in SCRIPTS:
+            world.loop.root.spawn(self._direct(SCRIPTS[fault.kind], rng))
+        else:
+            getattr(self, f"_{fault.kind}")(rng, span, fault)
+
+    async def _direct(self, script: "Callable[[World, SimRng], Awaitable[None]]", rng: SimRng) -> None:
+        """One at a time, for they would hold each other's messages."""
+        if not self._directing and not self._over:
+            self._directing = True
+            await script(self._world, rng)
+            self._directing = False
 
     def later(self, span: int, callback: Any, *arguments: Any) -> None:
         self._world.loop.at(self._world.loop.now + span, self._end, callback, arguments)

@@ -15,7 +15,7 @@ from kvstore.server.server import KvServer
 from raft.errors import PeerRefused
 from raft.messages import Message
 from raft.snapshot import SnapshotFailed, SnapshotHeader, SnapshotReader, SnapshotReceiver, pieces
-from raft.testing.sim.network import Link, SimNetwork
+from raft.testing.sim.network import Hold, Link, SimNetwork
 from raft.transport.base import Receive, Transport
 from raft.transport.grpc import PeerIdentity
 from raft.types import NodeId
@@ -77,6 +77,13 @@ class Network:
         self.cuts.subtract(links)
         self._sim.mend(links)
         self._met.clear()  # connections did not outlive it: who meets again checks the other again
+
+    def hold(self, to: NodeId, kinds: tuple[type, ...]) -> Hold:
+        """Messages of these kinds to `to` wait from now on."""
+        return self._sim.hold(to, kinds)
+
+    def release(self, hold: Hold) -> None:
+        self._sim.release(hold)
 
     def calm(self, isolated: list[NodeId]) -> None:
         self.cuts.clear()

@@ -27,7 +27,11 @@ FAULT_RATES: Final = {
     "wall_jump": (0.05, 0.5),
     "transfer": (0.05, 0.5),
 }
-SWITCHES: Final = (*FAULT_RATES, *MESSAGE_FAULTS, "reorder", "client_loss", "clock")
+DIRECTED_RATES: Final = {  # directed.py
+    "old_revoke": (0.1, 0.4),
+    "late_forward": (0.05, 0.2),
+}
+SWITCHES: Final = (*FAULT_RATES, *DIRECTED_RATES, *MESSAGE_FAULTS, "reorder", "client_loss", "clock")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +125,7 @@ def draw(seed: int, seconds: float) -> Options:
         client_delay=int(rng.log_uniform(100, 5_000) * 1000),
         client_loss=rng.choice([0.0, 0.0, 0.01, 0.05]),
         client_grain=rng.choice([1, MILLISECOND, 5 * MILLISECOND]),
-        fault_rates=_swarm(rng, FAULT_RATES),
+        fault_rates=_swarm(rng, FAULT_RATES) | _swarm(SimRng(seed, "member directed"), DIRECTED_RATES),
         clock_error=rng.choice([0.0, 0.01, 0.1, 0.3]),
         clients=rng.between(6, 12),
         think=int(rng.log_uniform(8, 40) * MILLISECOND),

@@ -19,6 +19,7 @@ from typing import Any, Final, final
 import structlog
 from structlog.typing import EventDict
 
+from kvstore.mvcc.leases import LeaseChange
 from kvstore.pb import history_pb2
 from kvstore.pb import rpc_pb2 as pb
 from kvstore.server import joining
@@ -74,6 +75,7 @@ class World:
         self.watches: list[WatchLog] = []
         self.leases: list[LeaseLog] = []
         self.applied_at: dict[int, int] = {}  # index -> when anybody first applied it
+        self.gone_at: dict[int, int] = {}  # lease -> when it was first gone anywhere
         self.pending: dict[str, Asked] = {}
         self.log: dict[int, Entry] = {}  # applied by anybody
         self._after: dict[int, tuple[int, int, int]] = {}  # index -> revisions and time behind it
@@ -155,6 +157,15 @@ class World:
                 self.complain(f"{member.name} is at {now} after {index}, another at {self._after[index]}")
             applied(index, term)
 
+        lessor, changed = server.leases.lessor, server.leases.lessor.changed
+
+        def observed_leases(changes: list[LeaseChange], now: float) -> None:
+            for lease, row, _ in changes:
+                if row is None:
+                    self.gone_at.setdefault(lease, self.loop.now)
+            changed(changes, now)
+
+        lessor.changed = observed_leases  # type: ignore[method-assign]
         hub, cut = server.hub, server.hub._cut
 
         def observed_cut(watcher: Any, next_revision: int) -> None:
@@ -374,6 +385,8 @@ class World:
         truth = checks.Truth(self.log)
         self.final_revision = max(truth.model.events, default=1)
         await self._until(tasks, "watchers were told everything", patience, lambda: all(task.done() for task in tasks))
+        for complaint in check_leases(self.leases, truth, self.applied_at, self.gone_at, self.options.clock_error):
+            self.complain(complaint)  # first: where the states differ from the model by a lease, this says why
         for member in self.members:
             await self._compare(member, truth)
         self._check(tasks)
@@ -419,7 +432,6 @@ class World:
         complaints += checks.check_reads(operations, truth)
         complaints += checks.check_order(operations, truth)
         complaints += checks.check_watches(self.watches, truth, self.compacted)
-        complaints += check_leases(self.leases, truth, self.applied_at, self.options.clock_error)
         self.history.operations = [
             one for one in operations if not (one.kind == "bad" or (one.outcome is Outcome.UNKNOWN and not one.wrote))
         ]
