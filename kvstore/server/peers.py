@@ -227,6 +227,9 @@ class Peers:
             self._learn(MemberView.FromString(answer))
         except (KvError, DecodeError) as error:
             log.debug("no answer about the members", peer=self.name_of(node_id), reason=str(error))
+            if node_id in self._connected:
+                # It is there, and what it or we do not know yet may be the address of whoever leads.
+                self._ask([node_id])
 
     def _learn(self, view: MemberView) -> None:
         """Believe whoever has applied more than we and everybody before."""
