@@ -15,8 +15,10 @@ What has to be known of rocksdict 0.3.29, each point tried:
 - The type stub calls `WriteOptions.disable_wal` a method; it is a property.
 """
 
+import asyncio
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, final
 
@@ -25,8 +27,8 @@ from rocksdict import (
     BlockBasedOptions,
     Cache,
     Checkpoint,
+    DbClosedError,
     DBCompressionType,
-    Env,
     Options,
     Rdict,
     RdictIter,
@@ -41,7 +43,8 @@ from kvstore.mvcc.slices import Budget, in_thread
 _BUFFER_BYTES: Final = 16 << 20
 _BUFFERS_MAX: Final = 3  # one being written, two being flushed
 _CACHE_BYTES: Final = 32 << 20
-_LEVEL0_HELD_MAX: Final = 20  # half of what slows writes down
+_HOLD_SECONDS: Final = 5.0
+_LEVEL0_HELD_MAX: Final = 20  # files; half of what slows writes down
 _CHUNK_BYTES: Final = 256 << 10  # values may be large: a chunk of rows ends here too
 
 
@@ -74,20 +77,11 @@ def damaged(path: Path | str, what: object) -> StoreDamaged:
     )
 
 
-def _patient_threads() -> Env:
-    """Flushes and compactions take the cores that nobody else wants: a member's loop must not wait for them."""
-    environment = Env()
-    environment.lower_thread_pool_cpu_priority()
-    environment.lower_high_priority_thread_pool_cpu_priority()
-    return environment
-
-
 def _options() -> Options:
     table = BlockBasedOptions()
     table.set_block_cache(Cache(_CACHE_BYTES))
     table.set_bloom_filter(10, False)  # whole keys: most gets of new keys end here
     options = Options(raw_mode=True)
-    options.set_env(_patient_threads())
     options.create_if_missing(True)
     options.set_block_based_table_factory(table)
     options.set_write_buffer_size(_BUFFER_BYTES)
@@ -191,6 +185,8 @@ class Engine:
             raise damaged(path, text) from error
         self._db_get = self._db.get
         self._property = self._db.property_int_value
+        self._holds = False  # compactions
+        self._hold_until = 0.0  # of the loop's clock
 
     def get(self, row: bytes) -> bytes | None:
         try:
@@ -239,17 +235,33 @@ class Engine:
                 raise self._failed("RocksDB could not write a file")
             await budget.stall()
 
-    async def hold_compactions(self, hold: bool) -> None:
-        """Begin none while `hold`; what is under way goes on. For a long write only, see `level0_full`."""
-        value = "true" if hold else "false"
-        try:
-            await in_thread(lambda: self._db.set_options({"disable_auto_compactions": value}))
-        except Exception as error:
-            raise self._failed(error) from error
+    async def hold_compactions(self) -> None:
+        """Begin none for a while: a long write calls it again and again.
 
-    def level0_full(self) -> bool:
-        """So many files wait for a compaction that holding it back any longer would slow reads and writes."""
-        return (self._property("rocksdb.num-files-at-level0") or 0) >= _LEVEL0_HELD_MAX
+        A compaction takes a whole core for seconds, and every member begins one at the same moment, beside loops
+        that have as much to do; half of its work would have to be done again for the rows that follow.
+        """
+        if (self._property("rocksdb.num-files-at-level0") or 0) >= _LEVEL0_HELD_MAX:
+            return
+        loop = asyncio.get_running_loop()
+        self._hold_until = loop.time() + _HOLD_SECONDS
+        if self._holds:
+            return
+        self._holds = True
+        await in_thread(lambda: self._set_holding(True))
+        loop.call_at(self._hold_until, self._release)
+
+    def _release(self) -> None:
+        loop = asyncio.get_running_loop()
+        if loop.time() < self._hold_until:
+            loop.call_at(self._hold_until, self._release)
+        else:
+            self._holds = False
+            loop.run_in_executor(None, self._set_holding, False)
+
+    def _set_holding(self, hold: bool) -> None:
+        with suppress(DbClosedError):
+            self._db.set_options({"disable_auto_compactions": "true" if hold else "false"})
 
     async def flush(self) -> None:
         """Everything written before the call is on the disk when it returns."""

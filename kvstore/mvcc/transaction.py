@@ -56,7 +56,6 @@ class WriteGroup(Reader):
         self._stored = False  # the request under way holds a big delete
         self._mod = varint(self.current_revision + 1)
         self.revision_varint = b""  # of the last request that changed something: its revision, encoded
-        self._holds_compactions = False
         self.spills = 0
 
     # -- reading -------------------------------------------------------------------------------------
@@ -192,12 +191,7 @@ class WriteGroup(Reader):
 
     async def _delete_unseen(self, chunks: list[list[bytes]], budget: Budget) -> None:
         """Rows that nobody sees before the commit; `latest` follows by `_clear`."""
-        engine = self._store.engine
-        if not self._holds_compactions and not engine.level0_full():
-            # They would want as much of a core as this loop, on every member; and half of their work would be
-            # done again for the rows that follow.
-            self._holds_compactions = True
-            await engine.hold_compactions(True)
+        await self._store.engine.hold_compactions()
         for chunk in chunks:
             for kv in chunk:
                 self._delete_rows(key_of(kv))
@@ -314,12 +308,6 @@ class WriteGroup(Reader):
         self._store.write(self._rows)
         self._rows = self._store.engine.batch()
         self.spills += 1
-        if self._holds_compactions and self._store.engine.level0_full():
-            await self._release_compactions()
-
-    async def _release_compactions(self) -> None:
-        self._holds_compactions = False
-        await self._store.engine.hold_compactions(False)
 
     async def spill_if_large(self, budget: Budget) -> None:
         if self._rows.size_in_bytes() >= SPILL_BYTES:
@@ -357,8 +345,6 @@ class WriteGroup(Reader):
         )
         self.leases.committed()
         self._store.seen.update(self._seen)
-        if self._holds_compactions:
-            await self._release_compactions()
 
 
 class _EmptyScan(LatestScan):

@@ -218,11 +218,8 @@ class MemoryEngine:
     def _flush(self) -> None:
         self._rows.flush(len(self._rows.unflushed))
 
-    async def hold_compactions(self, hold: bool) -> None:
+    async def hold_compactions(self) -> None:
         pass
-
-    def level0_full(self) -> bool:
-        return False
 
     def checkpoint(self, path: Path) -> None:
         path.mkdir(mode=0o700)
