@@ -295,7 +295,7 @@ class Session:
             answer = json.loads(stdout[0])
             answer["members"].sort(key=lambda member: named(str(member["ID"])))
             return [json.dumps(answer, separators=(",", ":"))]
-        rows = [at for at, text in enumerate(stdout) if re.match(r"(\| )?[0-9a-f]+(,| \|)", text)]
+        rows = [at for at, text in enumerate(stdout) if re.match(r"(\| +)?[0-9a-f]+(,| +\|)", text)]
         ordered = sorted([stdout[at] for at in rows], key=named)
         for at, text in zip(rows, ordered, strict=True):
             stdout[at] = text
