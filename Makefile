@@ -39,10 +39,10 @@ run: $(RUN_READY) ## three members on this machine and a short tour; serves unti
 	@exec $(BIN)/kvstore local --size 3 --tour $(ARGS)
 
 test: $(DEV_READY) ## the whole suite; what is skipped is named at the end
-	$(PYTEST) --durations=10 $(ARGS)
+	$(PYTEST) -m "not long" --durations=10 $(ARGS)
 
 test-fast: $(DEV_READY) ## what takes seconds, for the edit loop
-	$(PYTEST) -m "not slow" -x $(ARGS)
+	$(PYTEST) -m "not slow and not long" -x $(ARGS)
 
 test-all: $(DEV_READY) ## the whole suite with many more random cases
 	$(PYTEST) --durations=20 --timeout=1800 --hypothesis-profile=thorough $(ARGS)

@@ -161,7 +161,7 @@ def test_crash_at_chosen_points(make_cluster: Callable[..., Cluster]) -> None:
         crash(cluster, CHOSEN)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_crash_at_every_other_point(make_cluster: Callable[..., Cluster]) -> None:
     with make_cluster(3, flags=FLAGS, admin=True) as cluster:
@@ -172,7 +172,7 @@ def test_the_lists_name_points() -> None:
     assert {*CHOSEN, *START, *ELSEWHERE, *TRIGGERS} <= set(POINTS)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", START)
 def test_crash_at_the_first_start(make_cluster: Callable[..., Cluster], name: str) -> None:
     cluster = make_cluster(1)
@@ -241,7 +241,7 @@ def test_a_leader_whose_process_stalls_loses_leadership(make_cluster: Callable[.
     "name",
     [
         "walBeforeSync",
-        *[pytest.param(name, marks=pytest.mark.slow) for name in ("walBeforeWrite", "storeBeforeWrite", "flushBefore")],
+        *[pytest.param(name, marks=pytest.mark.long) for name in ("walBeforeWrite", "storeBeforeWrite", "flushBefore")],
     ],
 )
 def test_an_error_of_the_disk_ends_the_process(make_cluster: Callable[..., Cluster], name: str) -> None:
@@ -288,7 +288,7 @@ def test_a_slow_apply_delays_its_member_only(make_cluster: Callable[..., Cluster
         assert wait_for(leader.status, "a status").raftTerm == term
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_s53_watchers_that_are_caught_up_slowly_skip_nothing(make_cluster: Callable[..., Cluster]) -> None:
     """S-53: catching up stalls while revisions are written and compacted. A watch gets every event, or is told."""
     with make_cluster(3, admin=True) as cluster:

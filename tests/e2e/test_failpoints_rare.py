@@ -14,7 +14,7 @@ from tests.e2e.cluster import Cluster, Member, wait_for
 from tests.e2e.test_chaos import check_members, write
 from tests.e2e.test_failpoints import LEASES, MEMBERSHIP, RECEIVER, SENDER
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 # Whoever is away for a few dozen writes comes back by snapshot.
 SHORT_LOG = [
