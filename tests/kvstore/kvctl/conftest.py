@@ -11,7 +11,6 @@ import pytest
 
 from tests.kvstore.client.clusters import SERVERS, Cluster
 
-
 WANTED = os.environ.get("KVSTORE_TEST_SERVERS", ",".join(SERVERS)).split(",")
 
 
