@@ -5,6 +5,7 @@ first entry has index 1. No value here holds a socket, a future, a logger or a c
 """
 
 from enum import IntEnum
+from struct import Struct
 from typing import Final, TypeAlias, final
 
 NodeId: TypeAlias = int  # 64 bits, never 0
@@ -13,6 +14,9 @@ Index: TypeAlias = int
 
 NO_NODE: Final = 0  # "no vote", "no leader"
 INDEX_MAX: Final = 2**63 - 1
+MEMBERS_MAX: Final = 100_000  # voters, or learners, of one Configuration: anything larger is damage
+
+_COUNTS: Final = Struct("<III")  # voters, learners, outgoing voters of a Configuration
 
 
 class Role(IntEnum):
@@ -106,6 +110,25 @@ class Configuration:
     def members(self) -> tuple[NodeId, ...]:
         """Everyone who receives entries, in id order."""
         return self._members
+
+    def pack(self) -> bytes:
+        """As it stands in log and entries: three counts, then the ids. Whoever stores it adds a format number."""
+        groups = (self.voters, self.learners, self.voters_outgoing)
+        ids = [node_id for group in groups for node_id in group]
+        return _COUNTS.pack(*[len(group) for group in groups]) + Struct(f"<{len(ids)}Q").pack(*ids)
+
+    @staticmethod
+    def unpack(data: bytes) -> "tuple[Configuration, bytes]":
+        """The configuration, and the bytes that follow it. Raises ValueError; says nothing of what the ids mean."""
+        if len(data) < _COUNTS.size:
+            raise ValueError(f"a configuration of {len(data)} bytes")
+        voters, learners, outgoing = _COUNTS.unpack_from(data)
+        count = voters + learners + outgoing
+        end = _COUNTS.size + 8 * count
+        if max(voters, learners, outgoing) > MEMBERS_MAX or len(data) < end:
+            raise ValueError(f"a configuration of {voters}, {learners} and {outgoing} members in {len(data)} bytes")
+        ids = Struct(f"<{count}Q").unpack_from(data, _COUNTS.size)
+        return Configuration(ids[:voters], ids[voters : voters + learners], ids[voters + learners :]), data[end:]
 
     def __eq__(self, other: object) -> bool:
         return (

@@ -256,8 +256,15 @@ class Engine:
         if loop.time() < self._hold_until:
             loop.call_at(self._hold_until, self._release)
         else:
+            loop.run_in_executor(None, self._set_holding, False).add_done_callback(self._released)
+
+    def _released(self, done: "asyncio.Future[None]") -> None:
+        """Held for ever, files would pile up until writes stall: try again, a disk that is broken shows elsewhere."""
+        if done.exception() is None:
             self._holds = False
-            loop.run_in_executor(None, self._set_holding, False)
+        else:
+            self._hold_until += _HOLD_SECONDS
+            self._release()
 
     def _set_holding(self, hold: bool) -> None:
         with suppress(DbClosedError):

@@ -19,7 +19,6 @@ at most, so that they learn that they were removed. A leader that is not in C_ne
 committed, counts for nothing meanwhile, and then hands over (4.2.2).
 """
 
-import struct
 from typing import Final
 
 from raft.core import describe, transfer
@@ -29,36 +28,27 @@ from raft.errors import ChangeRefused, MalformedMessage, NotLeader
 from raft.types import NO_NODE, Configuration, ConfigurationChange, Entry, EntryKind, Index, NodeId, Role
 
 FORMAT: Final = 1
-_HEAD: Final = struct.Struct("<BIII")  # format; how many voters, learners, outgoing voters follow
-MEMBERS_MAX: Final = 100_000  # in one group: anything larger is damage
 
 
 # The data of a CONFIGURATION entry
 
 
 def encode_configuration(configuration: Configuration, context: bytes) -> bytes:
-    groups = (configuration.voters, configuration.learners, configuration.voters_outgoing)
-    sizes = [len(group) for group in groups]
-    ids = [node_id for group in groups for node_id in group]
-    return _HEAD.pack(FORMAT, *sizes) + struct.pack(f"<{len(ids)}Q", *ids) + context
+    return bytes([FORMAT]) + configuration.pack() + context
 
 
 def decode_configuration(data: bytes) -> tuple[Configuration, bytes]:
     """The configuration and its context. Raises MalformedMessage: a peer may have sent it."""
-    if len(data) < _HEAD.size:
-        raise MalformedMessage(f"a configuration of {len(data)} bytes")
-    number, voters, learners, outgoing = _HEAD.unpack_from(data)
-    if number != FORMAT:
-        raise MalformedMessage(f"a configuration of format {number}")
-    count = voters + learners + outgoing
-    end = _HEAD.size + 8 * count
-    if not 0 < voters <= MEMBERS_MAX or count > 3 * MEMBERS_MAX or len(data) < end:
-        raise MalformedMessage(f"a configuration of {voters}, {learners} and {outgoing} members in {len(data)} bytes")
-    ids = struct.unpack_from(f"<{count}Q", data, _HEAD.size)
-    groups = (ids[:voters], ids[voters : voters + learners], ids[voters + learners :])
-    if NO_NODE in ids or any(len(set(group)) < len(group) for group in groups):
+    if data[:1] != bytes([FORMAT]):
+        raise MalformedMessage(f"a configuration of format {data[:1].hex() or 'none'}")
+    try:
+        configuration, context = Configuration.unpack(data[1:])
+    except ValueError as error:
+        raise MalformedMessage(str(error)) from error
+    groups = (configuration.voters, configuration.learners, configuration.voters_outgoing)
+    if not configuration.voters or any(NO_NODE in group or len(set(group)) < len(group) for group in groups):
         raise MalformedMessage(f"a configuration of {groups}")
-    return Configuration(*groups), data[end:]
+    return configuration, context
 
 
 def is_valid(entry: Entry) -> bool:

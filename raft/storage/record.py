@@ -40,7 +40,6 @@ HEAD_CRC: Final = Struct("<I")
 HEAD_REST: Final = Struct("<IQIIBBHQQ")  # what the crc covers of the head
 VOTE: Final = Struct("<Q")
 _ORIGIN: Final = Struct("<QQQQQQ")
-_COUNTS: Final = Struct("<III")
 
 HEAD_SIZE: Final = HEAD.size
 _TAG_OFFSET: Final = 8
@@ -89,31 +88,24 @@ def encode_head(
     return crc, HEAD_CRC.pack(crc) + rest
 
 
-def encode_configuration(configuration: Configuration, context: bytes) -> bytes:
-    groups = (configuration.voters, configuration.learners, configuration.voters_outgoing)
-    ids = [node_id for group in groups for node_id in group]
-    return _COUNTS.pack(*[len(group) for group in groups]) + Struct(f"<{len(ids)}Q").pack(*ids) + context
-
-
 def decode_configuration(body: bytes) -> tuple[Configuration, bytes]:
     """The configuration, and the context that follows it."""
-    if len(body) < _COUNTS.size:
-        raise Malformed("configuration too short")
-    counts = _COUNTS.unpack_from(body)
-    end = _COUNTS.size + 8 * sum(counts)
-    if len(body) < end:
-        raise Malformed("configuration of a wrong length")
-    ids = Struct(f"<{sum(counts)}Q").unpack_from(body, _COUNTS.size)
-    voters, learners = counts[0], counts[0] + counts[1]
-    return Configuration(ids[:voters], ids[voters:learners], ids[learners:]), body[end:]
+    try:
+        return Configuration.unpack(body)
+    except ValueError as error:
+        raise Malformed(str(error)) from error
 
 
 def encode_origin(origin: Origin, previous: int) -> tuple[int, bytes]:
     """The first bytes of a segment, and the crc that its next record continues."""
     state = origin.hard_state
-    body = _ORIGIN.pack(
-        origin.segment_id, state.term, state.vote, state.commit, origin.compacted_index, origin.compacted_term
-    ) + encode_configuration(origin.configuration, origin.context)
+    body = (
+        _ORIGIN.pack(
+            origin.segment_id, state.term, state.vote, state.commit, origin.compacted_index, origin.compacted_term
+        )
+        + origin.configuration.pack()
+        + origin.context
+    )
     type_ = RecordType.RESET if origin.is_reset else RecordType.SEGMENT
     crc, head = encode_head(previous, origin.tag, 0, type_, origin.base_index, origin.base_term, body)
     prefix = MAGIC + HEAD_CRC.pack(FORMAT)

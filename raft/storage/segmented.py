@@ -40,7 +40,6 @@ from raft.storage.record import (
     decode_configuration,
     decode_format,
     decode_origin,
-    encode_configuration,
     encode_head,
     encode_origin,
     find_later_batch,
@@ -313,7 +312,7 @@ class SegmentedStorage(LogStorage):
                 assert index <= self._last_index, f"compact to {index}: the log ends at {self._last_index}"
                 buffers: list[Buffer] = []
                 term = self.term_at(index)
-                self._append(buffers, RecordType.COMPACT, index, term, encode_configuration(configuration, context))
+                self._append(buffers, RecordType.COMPACT, index, term, configuration.pack() + context)
                 self._write(buffers, must_sync=True)
                 self._configuration = configuration
                 self._context = context

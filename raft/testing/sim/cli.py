@@ -1,7 +1,7 @@
 """The command line of the simulator.
 
     SEED                    one seed; with --trace every event, with --shrink a failure is made small
-    FIRST..LAST             a range; one line each, then the sums
+    FIRST..LAST             a range; a line for each failure, then the sums
     --seeds FILE            the seeds named in a file, one a line, `#` begins a comment
     exhaustive              no seed: every run of three nodes within narrow bounds
 
@@ -9,71 +9,22 @@ A failing seed prints the one command that replays it. The exit code is 0 only w
 """
 
 import argparse
-from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Final, final
+from typing import Final
 
+from raft.testing.sim.campaign import Totals, line, play
 from raft.testing.sim.exhaustive import Violation, run_all
 from raft.testing.sim.marks import MARKS
 from raft.testing.sim.plan import SECONDS, Outcome, Plan, run
 from raft.testing.sim.shrink import Shrinker, chosen, replay_arguments
 from raft.testing.sim.trace import HEAD, Trace
 
-_TWICE_EVERY: Final = 50  # of a range, every such seed runs twice and must do the same
 EXHAUSTIVE: Final = "exhaustive"
 _TRACE_TAIL: Final = 40  # lines of a failing run that are shown
 
 
-@final
-class Totals:
-    """The sums of a range of seeds."""
-
-    def __init__(self) -> None:
-        self.seeds = 0
-        self.seconds = self.real_seconds = 0.0
-        self.events = self.commits = self.answered = self.unknown = 0
-        self.injected: Counter[str] = Counter()
-        self.marks: Counter[str] = Counter()
-        self.failed: list[Outcome] = []
-
-    def add(self, outcome: Outcome) -> None:
-        self.seeds += 1
-        self.seconds += outcome.seconds
-        self.real_seconds += outcome.real_seconds
-        self.events += outcome.events
-        self.commits += outcome.commits
-        self.answered += outcome.answered
-        self.unknown += outcome.unknown
-        self.injected.update(outcome.injected)
-        self.marks.update(outcome.marks)
-        if not outcome.ok:
-            self.failed.append(outcome)
-
-    def report(self) -> str:
-        ratio = self.seconds / max(self.real_seconds, 1e-9)
-        injected = ", ".join([f"{name} {count:,}" for name, count in sorted(self.injected.items())])
-        never = [name for name in MARKS if not self.marks[name]]
-        lines = [
-            f"seeds        {self.seeds:,}",
-            f"simulated    {self.seconds:,.0f} s in {self.real_seconds:,.1f} s: {ratio:.1f} s per second",
-            f"events       {self.events:,}",
-            f"commits      {self.commits:,}, {self.commits / max(self.seconds, 1e-9):.1f} per simulated second",
-            f"requests     {self.answered:,} answered, {self.unknown:,} lost with their node",
-            f"faults       {injected}",
-            f"marks        {len(MARKS) - len(never)} of {len(MARKS)} hit; never: {', '.join(never) or 'none'}",
-            f"violations   {len(self.failed)}",
-        ]
-        return "\n".join(lines)
-
-
-def line(outcome: Outcome) -> str:
-    ratio = outcome.seconds / max(outcome.real_seconds, 1e-9)
-    verdict = "ok" if outcome.ok else outcome.violation.splitlines()[0]
-    return (
-        f"seed {outcome.seed:<8} {outcome.seconds:6.1f} s in {outcome.real_seconds:5.2f} s ({ratio:5.1f}x)"
-        f" commits {outcome.commits:<6} hash {outcome.hash:016x} {verdict}"
-    )
+COUNTED: Final = {"events": "", "answered": "requests", "unknown": "requests, lost with their node"}
 
 
 def main(arguments: list[str], command: str) -> int:
@@ -83,23 +34,14 @@ def main(arguments: list[str], command: str) -> int:
         return _exhaustive()
     if options.shrink or options.trace or _is_one(options.seeds):
         return _one(options, command)
-    totals = Totals()
-    for seed in _seeds(options):
-        plan = Plan.of(seed, options.seconds)
-        outcome = run(plan)
-        totals.add(outcome)
-        if options.verbose or not outcome.ok:
-            print(line(outcome), flush=True)
-        if outcome.ok and seed % _TWICE_EVERY == 0 and run(plan).hash != outcome.hash:
-            print(f"seed {seed} does not do the same twice")
-            return 1
-        if not outcome.ok:
-            print(outcome.violation)
-            print(f"repro: {_repro(command, str(seed), options.seconds)}", flush=True)
-            if options.stop:
-                break
-    print(totals.report())
-    return 1 if totals.failed else 0
+    return play(
+        _seeds(options),
+        lambda seed: run(Plan.of(seed, options.seconds)),
+        Totals(MARKS, COUNTED),
+        lambda seed: _repro(command, str(seed), options.seconds),
+        verbose=options.verbose,
+        stop=options.stop,
+    )
 
 
 def _exhaustive() -> int:
@@ -161,7 +103,7 @@ def _one(options: argparse.Namespace, command: str) -> int:
         print("\n".join([HEAD, *trace.lines]))
     elif not outcome.ok:
         print("\n".join([HEAD, *trace.lines[-_TRACE_TAIL:]]))
-    totals = Totals()
+    totals = Totals(MARKS, COUNTED)
     totals.add(outcome)
     print(plan.options)
     print(totals.report())

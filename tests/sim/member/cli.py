@@ -7,69 +7,24 @@ A failing seed prints the one command that replays it. The exit code is 0 only w
 """
 
 import argparse
-from collections import Counter
-from typing import Final, final
+from typing import Final
 
+from raft.testing.sim.campaign import Totals, line, play
 from raft.testing.sim.shrink import read_numbers, write_numbers
 from tests.sim.member.marks import MARKS
 from tests.sim.member.options import SWITCHES
-from tests.sim.member.plan import SECONDS, Outcome, Plan, run
+from tests.sim.member.plan import SECONDS, Plan, run
 
 HEAD: Final = f"{'ms':>11} {'':>4} {'event':<14} {'role':>6} {'applied/commit/last rev':<24} detail"
-_TWICE_EVERY: Final = 50  # of a range, every such seed runs twice and must do the same
 _TRACE_TAIL: Final = 40
 
 
-@final
-class Totals:
-    """The sums of a range of seeds."""
-
-    def __init__(self) -> None:
-        self.seeds = 0
-        self.seconds = self.real_seconds = 0.0
-        self.turns = self.commits = self.requests = self.unknown = self.watches = 0
-        self.injected: Counter[str] = Counter()
-        self.marks: Counter[str] = Counter()
-        self.failed: list[Outcome] = []
-
-    def add(self, outcome: Outcome) -> None:
-        self.seeds += 1
-        self.seconds += outcome.seconds
-        self.real_seconds += outcome.real_seconds
-        self.turns += outcome.turns
-        self.commits += outcome.commits
-        self.requests += outcome.requests
-        self.unknown += outcome.unknown
-        self.watches += outcome.watches
-        self.injected.update(outcome.injected)
-        self.marks.update(outcome.marks)
-        if not outcome.ok:
-            self.failed.append(outcome)
-
-    def report(self) -> str:
-        ratio = self.seconds / max(self.real_seconds, 1e-9)
-        injected = ", ".join([f"{name} {count:,}" for name, count in sorted(self.injected.items())])
-        never = [name for name in MARKS if not self.marks[name]]
-        lines = [
-            f"seeds        {self.seeds:,}",
-            f"simulated    {self.seconds:,.0f} s in {self.real_seconds:,.1f} s: {ratio:.1f} s per second",
-            f"turns        {self.turns:,} of the loop",
-            f"commits      {self.commits:,}, {self.commits / max(self.seconds, 1e-9):.1f} per simulated second",
-            f"requests     {self.requests:,} answered, {self.unknown:,} of unknown outcome; {self.watches:,} watches",
-            f"faults       {injected}",
-            f"marks        {len(MARKS) - len(never)} of {len(MARKS)} hit; never: {', '.join(never) or 'none'}",
-            f"violations   {len(self.failed)}",
-        ]
-        return "\n".join(lines)
-
-
-def line(outcome: Outcome) -> str:
-    ratio = outcome.seconds / max(outcome.real_seconds, 1e-9)
-    verdict = "ok" if outcome.ok else outcome.violation.splitlines()[0]
-    return (
-        f"seed {outcome.seed:<8} {outcome.seconds:6.1f} s in {outcome.real_seconds:5.2f} s ({ratio:5.1f}x)"
-        f" commits {outcome.commits:<6} hash {outcome.hash:016x} {verdict}"
-    )
+COUNTED: Final = {
+    "turns": "of the loop",
+    "requests": "answered",
+    "unknown": "requests of unknown outcome",
+    "watches": "",
+}
 
 
 def main(arguments: list[str], command: str) -> int:
@@ -78,23 +33,14 @@ def main(arguments: list[str], command: str) -> int:
     first, _, last = options.seeds.partition("..")
     if not last:
         return _one(options, command)
-    totals = Totals()
-    for seed in range(int(first), int(last) + 1):
-        plan = Plan.of(seed, options.seconds)
-        outcome = run(plan)
-        totals.add(outcome)
-        if options.verbose or not outcome.ok:
-            print(line(outcome), flush=True)
-        if outcome.ok and seed % _TWICE_EVERY == 0 and run(plan).hash != outcome.hash:
-            print(f"seed {seed} does not do the same twice")
-            return 1
-        if not outcome.ok:
-            print(outcome.violation)
-            print(f"repro: {_repro(command, plan, options.seconds)}", flush=True)
-            if options.stop:
-                break
-    print(totals.report())
-    return 1 if totals.failed else 0
+    return play(
+        range(int(first), int(last) + 1),
+        lambda seed: run(Plan.of(seed, options.seconds)),
+        Totals(MARKS, COUNTED),
+        lambda seed: _repro(command, Plan.of(seed, options.seconds), options.seconds),
+        verbose=options.verbose,
+        stop=options.stop,
+    )
 
 
 def _parser(command: str) -> argparse.ArgumentParser:
@@ -139,7 +85,7 @@ def _one(options: argparse.Namespace, command: str) -> int:
         print("\n".join([HEAD, *trace]))
     elif not outcome.ok:
         print("\n".join([HEAD, *trace[-_TRACE_TAIL:]]))
-    totals = Totals()
+    totals = Totals(MARKS, COUNTED)
     totals.add(outcome)
     print(plan.options)
     print(totals.report())
