@@ -97,40 +97,74 @@ class History:
 
 def linearizable(operations: list[Operation]) -> bool:
     """Whether an order exists in which a register that starts at 0 gives these answers."""
-    # A write that was never answered and whose value nobody saw could be left out of any order.
-    observed = {operation.result for operation in operations if operation.returned != _NEVER}
-    observed.update([operation.expected for operation in operations if operation.expected is not None])
-    relevant = [
-        operation
-        for operation in operations
-        if operation.returned != _NEVER or (operation.kind != READ and operation.value in observed)
-    ]
+    relevant = _relevant(operations)
     relevant.sort(key=_start)
-    return _search(relevant)
+    return _search(relevant, _due(relevant), _observers(relevant))
+
+
+def _relevant(operations: list[Operation]) -> list[Operation]:
+    """Without the writes that were never answered and can be left out of any order.
+
+    What stands right behind such a write has seen its value: an answered operation says so in its result, and else
+    it is a swap that expects it and is itself relevant. Anything else would do as well without the write.
+    """
+    relevant = [operation for operation in operations if operation.returned != _NEVER]
+    writers = {o.value: o for o in operations if o.returned == _NEVER and o.kind != READ}
+    seen = [operation.result for operation in relevant]
+    while seen:
+        writer = writers.pop(seen.pop(), None)
+        if writer is not None:
+            relevant.append(writer)
+            if writer.expected is not None:
+                seen.append(writer.expected)
+    return relevant
+
+
+def _due(operations: list[Operation]) -> list[int]:
+    """By when each must have taken effect: answered, or its value (nobody else writes it) told in an answer."""
+    told: dict[int, int] = {}
+    for operation in operations:
+        told[operation.result] = min(told.get(operation.result, _NEVER), operation.returned)
+    return [
+        operation.returned if operation.returned != _NEVER else told.get(operation.value, _NEVER)
+        for operation in operations
+    ]
+
+
+def _observers(operations: list[Operation]) -> dict[int, int]:
+    """For each value, the set of operations that were told it. No value comes twice: all of them stand behind it
+    and before whatever changes it."""
+    found: dict[int, int] = {}
+    for i, operation in enumerate(operations):
+        if operation.returned != _NEVER:
+            found[operation.result] = found.get(operation.result, 0) | 1 << i
+    return found
 
 
 def _start(operation: Operation) -> int:
     return operation.started
 
 
-def _search(operations: list[Operation]) -> bool:
+def _search(operations: list[Operation], due: list[int], observers: dict[int, int]) -> bool:
     """Depth first over sets of operations that have taken effect; each (set, value) is tried once."""
-    count = len(operations)
-    answered = sum([1 << i for i in range(count) if operations[i].returned != _NEVER])
+    needed = sum([1 << i for i, by in enumerate(due) if by != _NEVER])
     tried = {(0, 0)}
     stack = [(0, 0)]
     while stack:
         done, value = stack.pop()
-        if done & answered == answered:
+        if done & needed == needed:
             return True
-        for state in _next_states(operations, done, value):
+        left = observers.get(value, 0) & ~done  # told this value, and still to come
+        for state in _next_states(operations, due, done, value):
+            if state[1] != value and left & ~state[0]:
+                continue  # they would never see it again
             if state not in tried:
                 tried.add(state)
                 stack.append(state)
     return False
 
 
-def _next_states(operations: list[Operation], done: int, value: int) -> list[tuple[int, int]]:
+def _next_states(operations: list[Operation], due: list[int], done: int, value: int) -> list[tuple[int, int]]:
     """Every way to let one more operation take effect."""
     found = []
     deadline = _NEVER
@@ -138,10 +172,10 @@ def _next_states(operations: list[Operation], done: int, value: int) -> list[tup
     for i in range(position, len(operations)):
         operation = operations[i]
         if operation.started > deadline:
-            break  # something that is not done was answered before this one began
+            break  # something that is not done had to be before this one began
         if done >> i & 1:
             continue
-        deadline = min(deadline, operation.returned)
+        deadline = min(deadline, due[i])
         after = _effect(operation, value)
         if after == value and operation.returned != _NEVER:
             # It fits here and changes nothing: wherever an order has it later, it could be here as well.
