@@ -31,9 +31,10 @@ import structlog
 from google.protobuf.message import DecodeError
 
 from kvstore.errors import MALFORMED, STOPPED, Code, KvError, unimplemented
-from kvstore.rpc.address import can_listen, host_port
+from kvstore.rpc.address import can_listen, host_port, is_secure
 from kvstore.rpc.base import UNEXPECTED, Call, CallHandler, RpcServer, Stream, StreamHandlerFactory
 from kvstore.rpc.options import MESSAGE_BYTES_MAX, ChannelOptions, ServerOptions
+from kvstore.rpc.tls import ChannelTls, ServerTls, tls_for
 
 log = structlog.get_logger(__name__)
 
@@ -50,33 +51,43 @@ STATUS = {Code(status.value[0]): status for status in grpc.StatusCode}
 
 
 def channel(target: str, options: ChannelOptions) -> grpc.aio.Channel:
-    """A plaintext channel to one member."""
-    return grpc.aio.insecure_channel(
-        host_port(target),
-        options=[
-            ("grpc.max_receive_message_length", options.receive_bytes_max),
-            ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
-            ("grpc.keepalive_time_ms", options.keepalive_time_ms),
-            ("grpc.keepalive_timeout_ms", options.keepalive_timeout_ms),
-            ("grpc.initial_reconnect_backoff_ms", options.reconnect_backoff_ms_min),
-            ("grpc.min_reconnect_backoff_ms", options.reconnect_backoff_ms_max),
-            ("grpc.max_reconnect_backoff_ms", options.reconnect_backoff_ms_max),
-            # A request that may have been sent is sent again by nobody but the caller.
-            ("grpc.enable_retries", 0),
-            # Members are addressed directly; an http_proxy of the environment is for the internet.
-            ("grpc.enable_http_proxy", 0),
-            # Channels that share a connection would also share its fate and its flow control.
-            ("grpc.use_local_subchannel_pool", 1),
-        ],
-    )
+    """A channel to one member."""
+    arguments = [
+        ("grpc.max_receive_message_length", options.receive_bytes_max),
+        ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
+        ("grpc.keepalive_time_ms", options.keepalive_time_ms),
+        ("grpc.keepalive_timeout_ms", options.keepalive_timeout_ms),
+        ("grpc.initial_reconnect_backoff_ms", options.reconnect_backoff_ms_min),
+        ("grpc.min_reconnect_backoff_ms", options.reconnect_backoff_ms_max),
+        ("grpc.max_reconnect_backoff_ms", options.reconnect_backoff_ms_max),
+        # A request that may have been sent is sent again by nobody but the caller.
+        ("grpc.enable_retries", 0),
+        # Members are addressed directly; an http_proxy of the environment is for the internet.
+        ("grpc.enable_http_proxy", 0),
+        # Channels that share a connection would also share its fate and its flow control.
+        ("grpc.use_local_subchannel_pool", 1),
+    ]
+    return peer_channel(host_port(target), arguments, tls_for(target, options.tls))
 
 
-def peer_channel(target: str, arguments: list[tuple[str, Any]]) -> grpc.aio.Channel:
-    return grpc.aio.insecure_channel(target, options=arguments)
+def peer_channel(target: str, arguments: list[tuple[str, Any]], tls: ChannelTls | None = None) -> grpc.aio.Channel:
+    if tls is None:
+        return grpc.aio.insecure_channel(target, options=arguments)
+    if tls.server_name is not None:
+        arguments = [*arguments, ("grpc.ssl_target_name_override", tls.server_name)]
+    return grpc.aio.secure_channel(target, tls.grpc_credentials(), options=arguments)
 
 
-def peer_server(arguments: list[tuple[str, Any]]) -> grpc.aio.Server:
-    return grpc.aio.server(options=arguments)
+def peer_server(arguments: list[tuple[str, Any]], tls: ServerTls | None = None) -> grpc.aio.Server:
+    server = grpc.aio.server(options=arguments)
+    if tls is not None:
+        # The transport names an address only; what the port speaks is decided here.
+        server.add_insecure_port = partial(_add_secure_port, server, tls)  # type: ignore[method-assign]
+    return server
+
+
+def _add_secure_port(server: grpc.aio.Server, tls: ServerTls, address: str) -> int:
+    return server.add_secure_port(address, tls.grpc_credentials())
 
 
 def server_arguments(options: ServerOptions) -> list[tuple[str, int]]:
@@ -428,6 +439,7 @@ class UnknownMethods(GenericHandler):
 @final
 class GrpcioServer(RpcServer):
     def __init__(self, options: ServerOptions) -> None:
+        self._tls = options.tls
         self._server = grpc.aio.server(options=server_arguments(options))
         self._hot = HotMethods()
         self._stream_methods: list[StreamMethod] = []
@@ -460,13 +472,21 @@ class GrpcioServer(RpcServer):
             address = host_port(url)
             await can_listen(address)
             try:
-                port = self._server.add_insecure_port(address)
+                if is_secure(url):
+                    port = self._server.add_secure_port(address, self._credentials(url))
+                else:
+                    port = self._server.add_insecure_port(address)
             except RuntimeError as error:
                 raise OSError(f"cannot listen on {address}: {error}") from None
-            bound.append(f"http://{address.rpartition(':')[0]}:{port}")
+            bound.append(f"{url.partition('://')[0]}://{address.rpartition(':')[0]}:{port}")
         self._server.add_generic_rpc_handlers((self._unknown,))
         await self._server.start()
         return bound
+
+    def _credentials(self, url: str) -> Any:
+        if self._tls is None:
+            raise ValueError(f"{url}: https:// needs a certificate and its key")
+        return self._tls.grpc_credentials()
 
     async def stop(self, grace: float) -> None:
         # Streams have no end of their own: waiting for them would always take the whole grace.
