@@ -8,6 +8,7 @@ the surface of the code that grpcio-tools generates (`async def Status(self, req
 Identity (de)serialisers are used for hot methods: `Call.request` is what came off the wire.
 """
 
+import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, Final, Protocol
@@ -96,12 +97,24 @@ class StreamHandler(Protocol):
 StreamHandlerFactory = Callable[[Stream], StreamHandler]
 
 
+class Http1(Protocol):
+    """Takes connections whose first bytes are not HTTP/2's."""
+
+    def take(self, transport: asyncio.Transport, received: bytes) -> None:
+        """The connection is yours, and this is what has come on it."""
+
+    async def stop(self, grace: float) -> None: ...
+
+
 class RpcServer(ABC):
     """A gRPC server of some front. Handlers are added before `start`."""
 
     # Asked for each list of calls, each stream and each call of generated code, by the method's full path: why it is
     # not served now.
     refusal: Callable[[str], KvError | None] = staticmethod(lambda method: None)
+
+    # Who serves HTTP/1.1 on the same ports, where the front can tell it from HTTP/2. Set before `start`.
+    http1: "Http1 | None" = None
 
     @abstractmethod
     def add_calls(self, method: str, handler: CallHandler) -> None:

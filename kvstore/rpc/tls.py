@@ -37,11 +37,15 @@ class ServerTls:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = self.minimum
         context.set_alpn_protocols(list(ALPN))
+        self.load(context)
+        return context
+
+    def load(self, context: ssl.SSLContext) -> None:
+        """Into a context that may be in use: connections made from then on show and believe what the files hold."""
         context.load_cert_chain(self.cert_file, self.key_file)
         if self.client_ca_file is not None:
             context.load_verify_locations(self.client_ca_file)
             context.verify_mode = ssl.CERT_REQUIRED if self.client_auth else ssl.CERT_OPTIONAL
-        return context
 
     def grpc_credentials(self) -> Any:
         import grpc

@@ -74,7 +74,7 @@ class Session(asyncio.Protocol):
         self._timeout_seconds = timeout_seconds
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
-        self._is_paused = False
+        self.is_paused = False
         self._heard = 0.0  # the loop's time when something came
         self._keepalive: asyncio.TimerHandle | None = None
         self._waits_for_pong = False
@@ -107,10 +107,10 @@ class Session(asyncio.Protocol):
         self._end(str(error) if error else "connection closed by the peer")
 
     def pause_writing(self) -> None:
-        self._is_paused = True
+        self.is_paused = True
 
     def resume_writing(self) -> None:
-        self._is_paused = False
+        self.is_paused = False
         self.touch()
 
     # For the role
@@ -127,7 +127,7 @@ class Session(asyncio.Protocol):
             return
         connection = self.connection
         try:
-            while not self._is_paused:
+            while not self.is_paused:
                 data = connection.data_to_send(WRITE_BYTES)
                 if not data:
                     break

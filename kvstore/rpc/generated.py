@@ -1,0 +1,159 @@
+"""Generated servicers on any server with grpc.aio's surface, with parsing and errors in our hands.
+
+Every error leaves through `abort`: a KvError becomes its status, with its exact text. Generated code is wrapped once,
+at registration, so that malformed bytes are an answer (INTERNAL, as Go's servers say it) and not a traceback, and a
+method that nobody implemented says so.
+"""
+
+import inspect
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import aclosing
+from functools import partial
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, final
+
+import grpc
+import grpc.aio
+import structlog
+from google.protobuf.message import DecodeError
+
+from kvstore.errors import MALFORMED, Code, KvError, unimplemented
+from kvstore.rpc.base import UNEXPECTED
+
+log = structlog.get_logger(__name__)
+
+MethodHandler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+Refusal: TypeAlias = Callable[[], KvError | None]  # RpcServer.refusal, of one method
+
+if TYPE_CHECKING:
+    GenericHandler = grpc.GenericRpcHandler[Any, Any]
+else:
+    GenericHandler = grpc.GenericRpcHandler  # generic in the stubs only
+
+STATUS = {Code(status.value[0]): status for status in grpc.StatusCode}
+
+
+async def abort(context: Any, error: KvError) -> NoReturn:
+    """The one place where an error becomes a status."""
+    await context.abort(STATUS[error.code], error.message)
+    raise AssertionError("abort returned")
+
+
+@final
+class GeneratedMethod:
+    """One method of a generated servicer, with parsing and errors in our hands."""
+
+    def __init__(self, path: str, handler: Any, refusal: Refusal) -> None:
+        self._path = path
+        self._refusal = refusal
+        self._parse = handler.request_deserializer
+        self._serialize = handler.response_serializer
+        self._behaviour = handler.unary_unary or handler.unary_stream or handler.stream_stream or handler.stream_unary
+        # Generated base classes are plain functions that raise; what is implemented is a coroutine function.
+        self._implemented = inspect.iscoroutinefunction(self._behaviour) or inspect.isasyncgenfunction(self._behaviour)
+
+    def wrapped(self, handler: Any) -> MethodHandler:
+        if not self._implemented:
+            make = grpc.unary_unary_rpc_method_handler
+            if handler.request_streaming or handler.response_streaming:
+                make = grpc.stream_stream_rpc_method_handler
+            return make(self._unimplemented)
+        if handler.request_streaming:
+            assert handler.response_streaming, f"{self._path}: no service of ours has a client stream"
+            return grpc.stream_stream_rpc_method_handler(self._stream_stream)
+        if handler.response_streaming:
+            return grpc.unary_stream_rpc_method_handler(self._unary_stream)
+        return grpc.unary_unary_rpc_method_handler(self._unary_unary)
+
+    async def _unary_unary(self, request: bytes, context: Any) -> bytes:
+        try:
+            self._check()
+            answer: bytes = self._serialize(await self._behaviour(self._parse(request), context))
+        except Exception as error:  # top of the handler
+            await self._failed(context, error)
+        return answer
+
+    async def _unary_stream(self, request: bytes, context: Any) -> AsyncIterator[bytes]:
+        try:
+            self._check()
+            async with aclosing(self._behaviour(self._parse(request), context)) as answers:
+                async for answer in answers:
+                    yield self._serialize(answer)
+        except Exception as error:  # top of the handler
+            await self._failed(context, error)
+
+    async def _stream_stream(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
+        try:
+            self._check()
+            async with aclosing(self._behaviour(self._parsed(requests), context)) as answers:
+                async for answer in answers:
+                    yield self._serialize(answer)
+        except Exception as error:  # top of the handler
+            await self._failed(context, error)
+
+    def _check(self) -> None:
+        refused = self._refusal()
+        if refused is not None:
+            raise refused
+
+    async def _parsed(self, requests: AsyncIterator[bytes]) -> AsyncIterator[Any]:
+        async for request in requests:
+            yield self._parse(request)
+
+    async def _unimplemented(self, _: Any, context: Any) -> NoReturn:
+        await abort(context, unimplemented(self._path))
+
+    async def _failed(self, context: Any, error: Exception) -> NoReturn:
+        if isinstance(error, grpc.aio.AbortError):
+            raise error
+        if isinstance(error, DecodeError):
+            error = MALFORMED
+        if not isinstance(error, KvError):
+            log.error("servicer failed", method=self._path, exc_info=error)
+            error = UNEXPECTED
+        # The table's errors live for ever: they must not gather the frames of all who raised them.
+        await abort(context, error.with_traceback(None))
+
+
+@final
+class WrappingRegistry:
+    """Stands in for the server where generated `add_*Servicer_to_server` registers its handlers."""
+
+    def __init__(self, server: Any, services: set[str], refusal: Callable[[str], KvError | None]) -> None:
+        self._server = server
+        self._services = services
+        self._refusal = refusal
+
+    def add_generic_rpc_handlers(self, handlers: Any) -> None:
+        """Generated code registers each method twice; the other way names its methods."""
+
+    def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Any]) -> None:
+        methods = {}
+        for name, handler in handlers.items():
+            path = f"/{service}/{name}"
+            methods[name] = GeneratedMethod(path, handler, partial(self._refusal, path)).wrapped(handler)
+        self._services.add(service)
+        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, methods),))
+
+
+@final
+class UnknownMethods(GenericHandler):
+    """Asked last. Says what Go's servers say, which tells a wrong method from a wrong service."""
+
+    def __init__(self) -> None:
+        self.services: set[str] = set()
+
+    def add(self, path: str) -> None:
+        self.services.add(path.lstrip("/").partition("/")[0])
+
+    def service(self, details: grpc.HandlerCallDetails) -> MethodHandler:
+        service, _, method = details.method.lstrip("/").rpartition("/")
+        text = (
+            f"unknown method {method} for service {service}"
+            if service in self.services
+            else f"unknown service {service}"
+        )
+
+        async def refuse(_: Any, context: Any) -> NoReturn:
+            await abort(context, KvError(Code.UNIMPLEMENTED, text))
+
+        return grpc.stream_stream_rpc_method_handler(refuse)

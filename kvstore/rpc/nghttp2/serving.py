@@ -1,0 +1,325 @@
+"""A connection's server side: who calls, which method it is, and the streams under way.
+
+    RequestReceived -> Server.method(path) -> method.open(...) -> a ServerStream in `streams`
+    DataReceived    -> stream.data(...)
+    StreamClosed    -> stream.closed()       once for every stream, whatever ended it
+
+A stream that we end before the client has ended its half stays open: the client may go on sending. It is reset once
+our last frame has left, since a reset overtakes what is queued (`linger`).
+"""
+
+import asyncio
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Final
+
+from kvstore.errors import Code, KvError
+from kvstore.rpc.nghttp2 import engine, metadata
+from kvstore.rpc.nghttp2.engine import Headers
+from kvstore.rpc.nghttp2.framing import ACCEPTED, DEFLATE, GZIP, IDENTITY
+from kvstore.rpc.nghttp2.session import KEEPALIVE, Session
+
+if TYPE_CHECKING:
+    from kvstore.rpc.nghttp2.server import Server
+
+RESPONSE: Final = ((b":status", b"200"), (b"content-type", metadata.CONTENT_TYPE))
+OK: Final = ((b"grpc-status", b"0"),)
+LINGER_SECONDS: Final = 20.0  # for a client to read the end of a stream
+PING_STRIKES_MAX: Final = 2  # as gRPC's servers
+QUEUE_CHECK_CALLS: Final = 64  # how often a connection's queue is looked at
+NO_TIMEOUT: Final = -1.0
+
+_ENCODINGS: Final = {b"identity": IDENTITY, b"gzip": GZIP, b"deflate": DEFLATE}
+_NO_HTTP1: Final = b"HTTP/1.1 505 HTTP Version Not Supported\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+_TOO_MANY: Final = KvError(Code.UNAVAILABLE, "grpc: too many calls at once on this server")
+_UNREAD: Final = KvError(Code.RESOURCE_EXHAUSTED, "grpc: the client does not read what it is sent")
+
+
+class ServerStream(ABC):
+    """What stands behind a stream of a client."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def data(self, data: bytes, is_last: bool) -> None: ...
+
+    @abstractmethod
+    def closed(self) -> None:
+        """The stream is gone. Nothing is called after this."""
+
+    @abstractmethod
+    def stop(self, error: KvError) -> None:
+        """The server ends it."""
+
+    def drained(self) -> None:  # noqa: B027  # nothing, for those who do not watch
+        """What it had queued has been taken by the connection; called if `Session.watch_queue` was."""
+
+    def expire(self) -> None:  # noqa: B027  # nothing, for those without a deadline
+        """The client's deadline has passed, or it does not read the end."""
+
+
+class Method(ABC):
+    """What a path stands for."""
+
+    @abstractmethod
+    def open(self, session: "ServerSession", stream_id: int, request: "Request") -> ServerStream: ...
+
+
+class Request:
+    """The head of a call."""
+
+    __slots__ = ("deadline", "encoding", "headers")
+
+    def __init__(self, headers: Headers, deadline: float, encoding: str) -> None:
+        self.headers = headers
+        self.deadline = deadline  # of the loop's clock; NO_TIMEOUT without one
+        self.encoding = encoding
+
+
+class ServerSession(Session):
+    def __init__(self, server: "Server") -> None:
+        options = server.options
+        connection = engine.server_connection(
+            streams_max=options.max_concurrent_streams,
+            header_bytes_max=options.metadata_bytes_max,
+            stream_window=options.stream_window_bytes,
+            connection_window=options.connection_window_bytes,
+        )
+        super().__init__(
+            server.flusher, connection, options.keepalive_time_ms / 1000, options.keepalive_timeout_ms / 1000
+        )
+        self.server = server
+        self.streams: dict[int, ServerStream] = {}
+        self._waiting: dict[int, ServerStream] = {}  # for their queue to be taken
+        self._ended: dict[int, None] = {}  # by us, since the last flush
+        self._lingering: dict[int, None] = {}  # likewise, before it
+        self._calls = 0
+        self._strikes = 0
+        self._pinged = 0.0
+        self._is_draining = False
+        self.handlers = {
+            engine.RequestReceived: self._request,  # type: ignore[dict-item]
+            engine.DataReceived: self._data,  # type: ignore[dict-item]
+            engine.StreamClosed: self._stream_closed,  # type: ignore[dict-item]
+            engine.TrailersReceived: self._trailers,  # type: ignore[dict-item]
+            engine.PingReceived: self._ping,  # type: ignore[dict-item]
+            engine.PingAcknowledged: self._pong,  # type: ignore[dict-item]
+        }
+
+    # Events
+
+    def _request(self, event: engine.RequestReceived) -> None:
+        headers, stream_id = event.headers, event.stream_id
+        found = dict(headers)
+        server = self.server
+        refused = self._refusal(headers, found)
+        if refused is not None:
+            self._refuse(stream_id, refused, event.end_stream)
+            return
+        deadline = NO_TIMEOUT
+        raw = found.get(b"grpc-timeout")
+        if raw is not None:
+            try:
+                deadline = self._loop.time() + metadata.decode_timeout(raw)
+            except KvError as error:
+                self._refuse(stream_id, RESPONSE + tuple(metadata.status_headers(error)), event.end_stream)
+                return
+        encoding = _ENCODINGS[found.get(b"grpc-encoding", b"identity")]
+        stream = server.method(found[b":path"]).open(self, stream_id, Request(headers, deadline, encoding))
+        self.streams[stream_id] = stream
+        if event.end_stream:
+            stream.data(b"", True)
+
+    def _data(self, event: engine.DataReceived) -> None:
+        stream = self.streams.get(event.stream_id)
+        if stream is not None:
+            stream.data(event.data, event.end_stream)
+
+    def _trailers(self, event: engine.TrailersReceived) -> None:
+        """gRPC has none from a client; they end its half all the same."""
+        stream = self.streams.get(event.stream_id)
+        if stream is not None:
+            stream.data(b"", True)
+
+    def _stream_closed(self, event: engine.StreamClosed) -> None:
+        stream = self.streams.pop(event.stream_id, None)
+        self._waiting.pop(event.stream_id, None)
+        if stream is not None:
+            stream.closed()
+            if self._is_draining and not self.streams:
+                self.server.idle()
+
+    def _ping(self, event: engine.PingReceived) -> None:
+        """libnghttp2 has queued the answer. A client that pings for no reason is told to go away (grpc A8)."""
+        now = self._loop.time()
+        if self.has_sent_frames or now - self._pinged >= self.server.options.ping_interval_min_ms / 1000:
+            self._strikes = 0
+        else:
+            self._strikes += 1
+        self.has_sent_frames = False
+        self._pinged = now
+        if self._strikes > PING_STRIKES_MAX:
+            self.connection.send_goaway(engine.ErrorCode.ENHANCE_YOUR_CALM, debug_data=b"too_many_pings")
+            self.flush()
+            self.close("too many pings")
+
+    def _pong(self, event: engine.PingAcknowledged) -> None:
+        self.pong(event.opaque_data)
+        if self._is_draining and event.opaque_data != KEEPALIVE:
+            # What the client sent before it heard the notice has come.
+            self.connection.send_goaway()
+            self.touch()
+
+    # Refusals
+
+    def _refusal(self, headers: Headers, found: dict[bytes, bytes]) -> Headers | None:
+        """The whole answer to a call that reaches no method."""
+        options = self.server.options
+        if sum(map(len, found.values())) > options.metadata_bytes_max // 2:
+            size = metadata.size_of(headers)
+            if size > options.metadata_bytes_max:
+                text = f"grpc: received metadata size exceeds hard limit ({size} vs. {options.metadata_bytes_max})"
+                return (*RESPONSE, *metadata.status_headers(KvError(Code.RESOURCE_EXHAUSTED, text)))
+        if found.get(b":method") != b"POST":
+            return ((b":status", b"405"), (b"allow", b"POST"))
+        if not found.get(b"content-type", b"").startswith(metadata.CONTENT_TYPE):
+            return ((b":status", b"415"),)
+        encoding = found.get(b"grpc-encoding", b"identity")
+        if encoding not in _ENCODINGS:
+            text = f"grpc: Decompressor is not installed for grpc-encoding {encoding.decode('latin-1')!r}"
+            status = metadata.status_headers(KvError(Code.UNIMPLEMENTED, text))
+            return (*RESPONSE, *status, (b"grpc-accept-encoding", ACCEPTED))
+        error = self._overload()
+        return None if error is None else (*RESPONSE, *metadata.status_headers(error))
+
+    def _overload(self) -> KvError | None:
+        server = self.server
+        if server.calls_open >= server.options.pending_calls_max:
+            return _TOO_MANY
+        self._calls += 1
+        if self._calls % QUEUE_CHECK_CALLS == 0 or self.is_paused:
+            queued = self.connection.queued_body_size()
+            if queued > 2 * server.options.connection_queue_bytes_max:
+                self._loop.call_soon(self.abort, "the client does not read what it is sent")
+            if queued > server.options.connection_queue_bytes_max:
+                return _UNREAD
+        return None
+
+    def _refuse(self, stream_id: int, head: Headers, has_ended: bool) -> None:
+        if engine.headers_only(self.connection, stream_id, head) and not has_ended:
+            self.linger(stream_id)
+
+    # For streams
+
+    def watch_queue(self, stream_id: int, stream: ServerStream) -> None:
+        """Call its `drained` once nothing is queued."""
+        self._waiting[stream_id] = stream
+
+    def linger(self, stream_id: int) -> None:
+        """We have ended it, the client has not: reset it when our last frame is on the wire."""
+        self._ended[stream_id] = None
+
+    def flushed(self) -> None:
+        connection = self.connection
+        if self._waiting:
+            for stream_id, stream in list(self._waiting.items()):
+                if not connection.queued_body_size(stream_id):
+                    del self._waiting[stream_id]
+                    stream.drained()
+        if (self._ended or self._lingering) and not self.is_paused:
+            for stream_id in list(self._lingering):
+                if not connection.queued_body_size(stream_id):
+                    engine.reset(connection, stream_id, engine.ErrorCode.NO_ERROR)
+                    del self._lingering[stream_id]
+            if self._ended:
+                self._lingering.update(self._ended)
+                self._ended.clear()
+                self.touch()
+
+    # The end
+
+    def drain(self) -> None:
+        """Take no new calls: a notice now, and the last word when the client has heard it (RFC 9113 section 6.8)."""
+        if self._is_draining or self.is_closed:
+            return
+        self._is_draining = True
+        try:
+            self.connection.send_shutdown_notice()
+            self.connection.ping(b"drained\0")
+        except engine.NGH2Error:
+            return
+        self.touch()
+
+    def lost(self, reason: str) -> None:
+        self.server.forget(self)
+        streams, self.streams = self.streams, {}
+        self._waiting.clear()
+        for stream in streams.values():
+            stream.closed()
+
+
+class Acceptor(asyncio.Protocol):
+    """A socket that has said nothing yet: HTTP/2 begins with a preface, HTTP/1.1 with anything else."""
+
+    def __init__(self, server: "Server") -> None:
+        self._server = server
+        self._loop = asyncio.get_running_loop()
+        self._received = b""
+        self._transport: asyncio.Transport | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport  # type: ignore[assignment]  # uvloop's is one without being a subclass
+        if not self._server.admit(self):
+            transport.abort()  # type: ignore[attr-defined]
+            return
+        timeout = self._server.options.handshake_timeout_ms / 1000
+        self._timer = self._loop.call_later(timeout, self.close)
+
+    def data_received(self, data: bytes) -> None:
+        assert self._transport is not None
+        self._received += data
+        received = self._received
+        if engine.PREFACE.startswith(received[: len(engine.PREFACE)]):
+            if len(received) < len(engine.PREFACE):
+                return
+            self._http2(received)
+        else:
+            self._http1(received)
+
+    def _http2(self, received: bytes) -> None:
+        transport = self._transport
+        assert transport is not None
+        tls = transport.get_extra_info("ssl_object")
+        if tls is not None and tls.selected_alpn_protocol() != "h2":
+            transport.abort()  # RFC 9113 section 3.2: over TLS, HTTP/2 is what was agreed on
+            return
+        self._leave()
+        session = ServerSession(self._server)
+        self._server.sessions[session] = None
+        transport.set_protocol(session)
+        session.connection_made(transport)
+        session.data_received(received)
+
+    def _http1(self, received: bytes) -> None:
+        assert self._transport is not None
+        self._leave()
+        http1 = self._server.http1
+        if http1 is None:
+            self._transport.write(
+                b"HTTP/1.1 505 HTTP Version Not Supported\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+            )
+            self._transport.close()
+            return
+        http1.take(self._transport, received)
+
+    def _leave(self) -> None:
+        self._server.acceptors.discard(self)
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._leave()
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
