@@ -29,6 +29,10 @@ class Call(ABC):
     def metadata(self) -> Mapping[str, str | bytes]:
         """What the client sent beside the message; keys in lower case."""
 
+    @abstractmethod
+    def text(self, name: str) -> str:
+        """One value of the metadata, not of a -bin name; "" when it is not there. Cheaper than `metadata`."""
+
     @property
     @abstractmethod
     def peer(self) -> str: ...

@@ -128,6 +128,9 @@ class GrpcioCall(CallContext, Call):
         self.request = request
         self._future = future
 
+    def text(self, name: str) -> str:
+        return str(self.metadata.get(name, ""))
+
     @property
     def cancelled(self) -> bool:
         return self._future.cancelled()

@@ -203,8 +203,8 @@ class KvService:
 
 def request_id_of(call: Call) -> str:
     """The client's name for a change, or "". Raises KvError."""
-    request_id = call.metadata.get(REQUEST_ID, "")
-    if not isinstance(request_id, str) or len(request_id) > REQUEST_ID_LENGTH_MAX:
+    request_id = call.text(REQUEST_ID)
+    if len(request_id) > REQUEST_ID_LENGTH_MAX:
         raise REQUEST_ID_TOO_LONG
     return request_id
 

@@ -116,6 +116,9 @@ class UnaryCall(ServerStream, Call):
     def metadata(self) -> Mapping[str, str | bytes]:
         return dict(metadata.decode(self._head.headers)) if self._session is not None else _NO_METADATA
 
+    def text(self, name: str) -> str:
+        return self._head.found.get(name.encode(), b"").decode("latin-1")
+
     @property
     def peer(self) -> str:
         return self._session.peer if self._session is not None else ""

@@ -67,10 +67,11 @@ class Method(ABC):
 class Request:
     """The head of a call."""
 
-    __slots__ = ("deadline", "encoding", "headers")
+    __slots__ = ("deadline", "encoding", "found", "headers")
 
-    def __init__(self, headers: Headers, deadline: float, encoding: str) -> None:
+    def __init__(self, headers: Headers, found: dict[bytes, bytes], deadline: float, encoding: str) -> None:
         self.headers = headers
+        self.found = found  # by name; of equal names the last
         self.deadline = deadline  # of the loop's clock; NO_TIMEOUT without one
         self.encoding = encoding
 
@@ -92,6 +93,9 @@ class ServerSession(Session):
         self._waiting: dict[int, ServerStream] = {}  # for their queue to be taken
         self._ended: dict[int, None] = {}  # by us, since the last flush
         self._lingering: dict[int, None] = {}  # likewise, before it
+        self._headers: Headers = ()  # of the last call, without a deadline; what follows from them:
+        self._method: Method
+        self._head: Request
         self._calls = 0
         self._strikes = 0
         self._pinged = 0.0
@@ -109,25 +113,37 @@ class ServerSession(Session):
 
     def _request(self, event: engine.RequestReceived) -> None:
         headers, stream_id = event.headers, event.stream_id
-        found = dict(headers)
-        server = self.server
-        refused = self._refusal(headers, found)
-        if refused is not None:
-            self._refuse(stream_id, refused, event.end_stream)
+        # A client sends the same headers again and again; to compare them costs a tenth of reading them.
+        if headers != self._headers and not self._read_head(headers, stream_id, event.end_stream):
             return
-        deadline = NO_TIMEOUT
-        raw = found.get(b"grpc-timeout")
-        if raw is not None:
-            try:
-                deadline = self._loop.time() + metadata.decode_timeout(raw)
-            except KvError as error:
-                self._refuse(stream_id, RESPONSE + tuple(metadata.status_headers(error)), event.end_stream)
-                return
-        encoding = _ENCODINGS[found.get(b"grpc-encoding", b"identity")]
-        stream = server.method(found[b":path"]).open(self, stream_id, Request(headers, deadline, encoding))
+        error = self._overload()
+        if error is not None:
+            self._refuse(stream_id, (*RESPONSE, *metadata.status_headers(error)), event.end_stream)
+            return
+        stream = self._method.open(self, stream_id, self._head)
         self.streams[stream_id] = stream
         if event.end_stream:
             stream.data(b"", True)
+
+    def _read_head(self, headers: Headers, stream_id: int, has_ended: bool) -> bool:
+        """Sets `_method` and `_head`. False when the call is answered."""
+        found = dict(headers)
+        refused = self._refusal(headers, found)
+        deadline = NO_TIMEOUT
+        raw = found.get(b"grpc-timeout")
+        if refused is None and raw is not None:
+            try:
+                deadline = self._loop.time() + metadata.decode_timeout(raw)
+            except KvError as error:
+                refused = (*RESPONSE, *metadata.status_headers(error))
+        if refused is not None:
+            self._refuse(stream_id, refused, has_ended)
+            return False
+        self._method = self.server.method(found[b":path"])
+        self._head = Request(headers, found, deadline, _ENCODINGS[found.get(b"grpc-encoding", b"identity")])
+        # A deadline is of one call only.
+        self._headers = headers if raw is None else ()
+        return True
 
     def _data(self, event: engine.DataReceived) -> None:
         stream = self.streams.get(event.stream_id)
@@ -142,7 +158,8 @@ class ServerSession(Session):
 
     def _stream_closed(self, event: engine.StreamClosed) -> None:
         stream = self.streams.pop(event.stream_id, None)
-        self._waiting.pop(event.stream_id, None)
+        if self._waiting:
+            self._waiting.pop(event.stream_id, None)
         if stream is not None:
             stream.closed()
             if self._is_draining and not self.streams:
@@ -188,8 +205,7 @@ class ServerSession(Session):
             text = f"grpc: Decompressor is not installed for grpc-encoding {encoding.decode('latin-1')!r}"
             status = metadata.status_headers(KvError(Code.UNIMPLEMENTED, text))
             return (*RESPONSE, *status, (b"grpc-accept-encoding", ACCEPTED))
-        error = self._overload()
-        return None if error is None else (*RESPONSE, *metadata.status_headers(error))
+        return None
 
     def _overload(self) -> KvError | None:
         server = self.server

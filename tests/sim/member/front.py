@@ -35,6 +35,9 @@ class SimCall(Call):
     def metadata(self) -> Mapping[str, str | bytes]:
         return self._metadata
 
+    def text(self, name: str) -> str:
+        return str(self._metadata.get(name, ""))
+
     @property
     def peer(self) -> str:
         return "sim"
