@@ -259,14 +259,25 @@ class ClusterChecker:
                 assert known == entry, f"State Machine Safety: n{r.node_id:x} commits {entry}, others {known}"
             if log.commit_index > self.commit_index:
                 self.commit_index = log.commit_index
-                # That of before this step: committing C_old,new makes the leader append C_new at once (4.3).
-                configuration = self._configurations.get(r.node_id, r.configuration)
-                self._check_durable(configuration, self._committed[log.commit_index], disks)
+                self._check_quorum(r, disks)
         self._checked[r.node_id] = (log.commit_index, log.last_index, log.last_term)
 
     def restarted(self, node_id: NodeId, commit_index: Index) -> None:
         """The process is a new one; it may have forgotten how far it had committed."""
         self._checked[node_id] = (commit_index, 0, 0)
+
+    def _check_quorum(self, r: Raft, disks: dict[NodeId, LogReader]) -> None:
+        """By the configuration from before this turn, or by both when it was left in the turn: committing C_old,new
+        makes the leader append C_new at once, and C_new alone commits what stands between the two (4.3)."""
+        before = self._configurations.get(r.node_id, r.configuration)
+        newest = self._committed[r.log.commit_index]
+        if before.voters_outgoing:
+            for (index, joint, _), (_, after, _) in pairwise(r.configurations):
+                if joint == before and index < newest.index:
+                    self._check_durable(before, self._committed[index], disks)
+                    self._check_durable(after, newest, disks)
+                    return
+        self._check_durable(before, newest, disks)
 
     def _check_durable(self, configuration: Configuration, entry: Entry, disks: dict[NodeId, LogReader]) -> None:
         for voters in (configuration.voters, configuration.voters_outgoing):
