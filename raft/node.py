@@ -52,6 +52,7 @@ from raft.runtime import Runtime
 from raft.sending import Sending
 from raft.snapshot import repair_log
 from raft.storage.base import Loaded, LogStorage
+from raft.ticking import advance_election, live_through_stall
 from raft.transport.base import Transport
 from raft.types import NO_NODE, ConfigurationChange, HardState, Index, NodeId, Role, Term
 from raft.waiters import AppliedWaiters, LeaderWatch, ReadWaiters
@@ -278,6 +279,16 @@ class Node:
         self.wake()
         await self._compactions.wait(index)
 
+    @property
+    def term(self) -> Term:
+        """Raises Stopped."""
+        return self._running().term
+
+    @property
+    def last_index(self) -> Index:
+        """Of the log. Raises Stopped."""
+        return self._running().last_index
+
     def status(self) -> Status:
         """A snapshot of the core's state. Raises Stopped before start()."""
         if self._raw is None:
@@ -325,7 +336,7 @@ class Node:
         """Everything that came in while the last fsync ran."""
         due = (self._runtime.clock() - self._ticked_ns) // self._tick_ns
         if due >= self._config.core.election_ticks:
-            self._live_through_stall(raw)
+            live_through_stall(raw, self._config.core)
         if self._inbox:
             inbox, self._inbox, self._inbox_bytes = self._inbox, [], 0
             for message in inbox:
@@ -352,13 +363,6 @@ class Node:
             if context is not None:
                 self._reads.began(context, self._ticks)
 
-    def _live_through_stall(self, raw: RawNode) -> None:
-        """A leader checks for a quorum once per election timeout; the second check sees nothing but the stall."""
-        for _ in range(2 * self._config.core.election_ticks):
-            if raw.role is not Role.LEADER:
-                return
-            raw.tick(0)
-
     def _feed_snapshot(self, raw: RawNode) -> bool:
         """Tell the core of a snapshot that has arrived, unless something waits to be applied before it."""
         whole = self._receiving.whole
@@ -372,25 +376,7 @@ class Node:
         self._ticks += 1
         raw.tick(passed)
         if self._fast_forward:
-            self._advance_election(raw)
-
-    def _advance_election(self, raw: RawNode) -> None:
-        """At the start nobody is known to lead: wait for a heartbeat, but not for a whole election timeout.
-
-        Only once a quorum can be reached, as etcd does: earlier, a campaign would be heard by nobody.
-        A single voter has nobody to wait for.
-        """
-        core = self._config.core
-        others = [voter for voter in raw.configuration.voters if voter != core.node_id]
-        reached = self._transport.connected()
-        ticks = core.election_ticks - 1 - core.heartbeat_ticks if others else 2 * core.election_ticks
-        if raw.leader_id != NO_NODE or raw.role is not Role.FOLLOWER:
-            self._fast_forward = False
-        elif sum([other in reached for other in others]) >= (len(others) + 1) // 2:
-            self._fast_forward = False
-            while ticks > 0 and raw.role is Role.FOLLOWER:
-                raw.tick(0)
-                ticks -= 1
+            self._fast_forward = not advance_election(raw, self._config.core, self._transport.connected())
 
     def _take_proposals(self, raw: RawNode) -> None:
         """One batch: appended when we lead, else forwarded once. Nothing while nobody who leads can be reached,

@@ -13,6 +13,8 @@ from kvstore.pb.kv_pb2 import KeyValue
 # Lengths, versions and small revisions: a list is four times as fast as the loop.
 _SHORT: Final = [bytes([n]) for n in range(128)] + [bytes([n & 127 | 128, n >> 7]) for n in range(128, 1 << 14)]
 _SHORT_END: Final = len(_SHORT)
+# The low 14 bits where more follow: with them a revision is two look-ups.
+_LOW: Final = [bytes((n & 127 | 128, n >> 7 | 128)) for n in range(1 << 14)]
 _UNSIGNED: Final = (1 << 64) - 1  # how a negative number goes as a varint
 
 # Tags of length-delimited fields that a response repeats.
@@ -27,8 +29,8 @@ def varint(n: int) -> bytes:
     """An unsigned varint; n >= 0."""
     if n < _SHORT_END:
         return _SHORT[n]
-    if n < 1 << 21:
-        return bytes((n & 127 | 128, n >> 7 & 127 | 128, n >> 14))
+    if n < 1 << 28:
+        return _LOW[n & 0x3FFF] + _SHORT[n >> 14]
     out = bytearray()
     while n >= 128:
         out.append(n & 127 | 128)
@@ -44,10 +46,19 @@ def field(tag: bytes, content: bytes) -> bytes:
 
 def key_value(key: bytes, create: bytes, mod: bytes, version: int, value: bytes, lease: int) -> bytes:
     """An encoded KeyValue. `create` and `mod` are revisions as varints: one request encodes its own once."""
-    head = b"\x0a%b%b\x10%b\x18%b\x20%b" % (varint(len(key)), key, create, mod, varint(version))
     if value:
-        head = b"%b\x2a%b%b" % (head, varint(len(value)), value)
-    return head + b"\x30" + varint(lease & _UNSIGNED) if lease else head
+        kv = b"\x0a%b%b\x10%b\x18%b\x20%b\x2a%b%b" % (
+            varint(len(key)),
+            key,
+            create,
+            mod,
+            varint(version),
+            varint(len(value)),
+            value,
+        )
+    else:
+        kv = b"\x0a%b%b\x10%b\x18%b\x20%b" % (varint(len(key)), key, create, mod, varint(version))
+    return b"%b\x30%b" % (kv, varint(lease & _UNSIGNED)) if lease else kv
 
 
 def put_event(kv: bytes) -> bytes:

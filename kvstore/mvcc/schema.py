@@ -30,6 +30,8 @@ META_ENDED: Final = META + b"ended/"  # + id of a lease: rows of keys that were 
 META_SEEN: Final = META + b"seen/"  # + member, 8 bytes: (boot, sequence) of its newest request
 
 _REVISION_SUB: Final = Struct(">QI")
+_EVENT_ROW: Final = Struct(">cQI")
+_VERSION_TAIL: Final = Struct(">2sQI")  # the end of an escaped key, revision and sub inverted
 _U64: Final = Struct(">Q")
 _PAIR: Final = Struct(">QQ")
 _ID: Final = Struct(">q")  # of a lease: clients may choose negative ones
@@ -73,10 +75,9 @@ def escape(key: bytes) -> bytes:
 
 def version_key(key: bytes, revision: int, sub: int) -> bytes:
     """Newest first: revision and sub are inverted."""
-    return b"v%b\0\x01%b" % (
-        key.replace(b"\0", b"\0\xff"),
-        _REVISION_SUB.pack(REVISION_MAX - revision, _SUB_MAX - sub),
-    )
+    if b"\0" in key:
+        key = key.replace(b"\0", b"\0\xff")
+    return b"v" + key + _VERSION_TAIL.pack(b"\0\x01", REVISION_MAX - revision, _SUB_MAX - sub)
 
 
 def version_prefix(key: bytes) -> bytes:
@@ -109,7 +110,7 @@ def version_user_key(prefix: bytes) -> bytes:
 
 
 def event_row(revision: int, sub: int) -> bytes:
-    return b"e" + _REVISION_SUB.pack(revision, sub)
+    return _EVENT_ROW.pack(b"e", revision, sub)
 
 
 def event_from(revision: int) -> bytes:

@@ -15,6 +15,8 @@ numbers: readers see all of a group or nothing, and a crash leaves the state bef
 from bisect import bisect_left, insort
 from typing import Final, final
 
+from rocksdict import WriteBatch
+
 from kvstore.failpoints import fail_async
 from kvstore.mvcc import schema
 from kvstore.mvcc.encoding import delete_event, key_of, key_value, put_event, varint
@@ -29,6 +31,7 @@ SPILL_BYTES: Final = 64 << 10  # of rows in a slice's batch: about 700 deletions
 BIG_DELETE: Final = 10_000  # keys; above it a delete goes by interval and its events are not handed over
 BIG_DELETE_BYTES: Final = 16 << 20  # or above this, of what it deletes
 _CHUNK: Final = 256
+_NEVER_SEEN: Final = (-1, -1)
 
 
 @final
@@ -39,6 +42,7 @@ class WriteGroup(Reader):
         self._store = store
         self._engine_get = store.engine.get
         self._rows = store.engine.batch()
+        self._versions: list[bytes] = []  # rows of puts, apart: RocksDB takes neighbours in a row faster
         self._overlay: dict[bytes, bytes | None] = {}
         self._sorted: list[bytes] | None = None  # of the overlay's keys, once somebody scans
         self._cleared: list[tuple[bytes, bytes | None]] = []
@@ -67,6 +71,9 @@ class WriteGroup(Reader):
     def get_latest(self, key: bytes) -> bytes | None:
         if key in self._overlay:
             return self._overlay[key]
+        return self._get_stored(key)
+
+    def _get_stored(self, key: bytes) -> bytes | None:
         if self._cleared and any(schema.contains(low, high, key) for low, high in self._cleared):
             return None
         kv = self._engine_get(b"l" + key)
@@ -99,15 +106,14 @@ class WriteGroup(Reader):
     def budget(self) -> Budget:
         return self._store.budget()
 
-    def is_seen(self, member: int, boot: int, sequence: int) -> bool:
-        """Applied before: the newest (boot, sequence) of each member is kept, and boots grow."""
-        seen = self._seen.get(member) or self._store.seen.get(member)
-        return seen is not None and (boot, sequence) <= seen
+    def seen(self, member: int) -> tuple[int, int]:
+        """The newest (boot, sequence) of the member that was applied; boots grow."""
+        return self._seen.get(member) or self._store.seen.get(member) or _NEVER_SEEN
 
     # -- writing -------------------------------------------------------------------------------------
 
-    def see(self, member: int, boot: int, sequence: int) -> None:
-        self._seen[member] = (boot, sequence)
+    def see(self, member: int, identity: tuple[int, int]) -> None:
+        self._seen[member] = identity
 
     def _set(self, key: bytes, kv: bytes | None) -> None:
         if self._sorted is not None and key not in self._overlay:
@@ -128,12 +134,39 @@ class WriteGroup(Reader):
             self.leases.bind(lease, key, True)
         event = put_event(kv)
         revision, sub = self.current_revision + 1, self._sub
-        self._rows.put(schema.version_key(key, revision, sub), b"")
+        self._versions.append(schema.version_key(key, revision, sub))
         self._rows.put(schema.event_row(revision, sub), event)
         self._set(key, kv)
         self._changes.append(AppliedEvent(key, event, False, prev))
         self._has_put = True
         self._sub = sub + 1
+
+    def put_plain(self, key: bytes, value: bytes) -> int:
+        """A request that is one put without a lease or options: get_latest, put and end_request in one step, since
+        nearly all requests are this one. Returns its revision."""
+        overlay = self._overlay
+        prev = overlay[key] if key in overlay else self._get_stored(key)
+        mod = self._mod
+        revision = self.current_revision + 1
+        if prev is None:
+            kv = key_value(key, mod, mod, 1, value, 0)
+        else:
+            before = KeyValue.FromString(prev)
+            kv = key_value(key, varint(before.create_revision), mod, before.version + 1, value, 0)
+            if before.lease:
+                self.leases.bind(before.lease, key, False)
+        event = put_event(kv)
+        self._versions.append(schema.version_key(key, revision, 0))
+        self._rows.put(schema.event_row(revision, 0), event)
+        if self._sorted is None:
+            overlay[key] = kv
+        else:
+            self._set(key, kv)
+        self.events.append(RevisionEvents(revision, [AppliedEvent(key, event, False, prev)]))
+        self.current_revision = revision
+        self.revision_varint = mod
+        self._mod = varint(revision + 1)
+        return revision
 
     def _delete_rows(self, key: bytes) -> bytes:
         event = delete_event(key, self._mod)
@@ -305,9 +338,16 @@ class WriteGroup(Reader):
             return
         await self._store.engine.settle(budget)
         await fail_async("applyBeforeSpill")
-        self._store.write(self._rows)
+        self._store.write(self._rows_so_far())
         self._rows = self._store.engine.batch()
         self.spills += 1
+
+    def _rows_so_far(self) -> WriteBatch:
+        put = self._rows.put
+        for row in self._versions:
+            put(row, b"")
+        self._versions = []
+        return self._rows
 
     async def spill_if_large(self, budget: Budget) -> None:
         if self._rows.size_in_bytes() >= SPILL_BYTES:
@@ -316,15 +356,16 @@ class WriteGroup(Reader):
     async def commit(self, applied_index: int, applied_term: int) -> None:
         """Everything becomes visible. The group is used up."""
         await self._store.engine.settle(self.budget())
-        batch = self._rows
+        batch = self._rows_so_far()
         for low, high in self._cleared:
             batch.delete_range(*schema.latest_rows(low, high))
         # After the intervals: the overlay is newer than all of them.
+        put = batch.put
         for key, kv in self._overlay.items():
             if kv is None:
                 batch.delete(b"l" + key)
             else:
-                batch.put(b"l" + key, kv)
+                put(b"l" + key, kv)
         self.leases.write(batch)
         for row, value in self._cluster.items():
             if value is None:

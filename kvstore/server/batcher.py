@@ -30,7 +30,7 @@ from kvstore.failpoints import fail
 from kvstore.server.deadlines import Deadlines
 from kvstore.server.proposal import Proposal
 from kvstore.state.applier import Result
-from kvstore.state.command import CommandError, decode_batch, encode_batch, encode_request
+from kvstore.state.command import CommandError, decode_batch, encode_batch, encode_head, encode_tail
 from raft.errors import RaftError
 from raft.proposals import ProposalSource
 from raft.types import NodeId, Term
@@ -79,6 +79,7 @@ class Batcher(ProposalSource):
         timeout_error(since): what to tell a caller that waited since then."""
         self._member_id = member_id
         self._boot = boot
+        self._head = encode_head(member_id, boot)
         self._request_bytes_max = request_bytes_max
         self._timeout = timeout
         self._term = term
@@ -111,11 +112,10 @@ class Batcher(ProposalSource):
                 proposal.done(error)
                 continue
             sequence = self._sequence + 1
-            data = encode_request(
+            data = encode_tail(
+                self._head,
                 proposal.op,
                 proposal.raw,
-                self._member_id,
-                self._boot,
                 sequence,
                 proposal.user,
                 proposal.auth_revision,

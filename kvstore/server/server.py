@@ -160,9 +160,9 @@ class KvServer:
             self.identity.boot,
             request_bytes_max=self.config.max_request_bytes,
             timeout=self.config.request_timeout,
-            term=lambda: self.node.status().term,
-            unapplied=lambda: self.node.status().last_index - self.store.applied_index,
-            stamp=lambda: clock.stamp(self.node.status().term, self.store.last_entry_time),
+            term=lambda: self.node.term,
+            unapplied=lambda: self.node.last_index - self.store.applied_index,
+            stamp=lambda: clock.stamp(self.node.term, self.store.last_entry_time),
             timeout_error=self._timeout_error,
         )
 

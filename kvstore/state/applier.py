@@ -22,11 +22,11 @@ from kvstore.mvcc.events import RevisionEvents
 from kvstore.mvcc.leases import LeaseChange
 from kvstore.mvcc.store import MvccStore
 from kvstore.mvcc.transaction import WriteGroup
-from kvstore.pb.command_pb2 import Request, RequestBatch
+from kvstore.pb.command_pb2 import Request
 from kvstore.pb.rpc_pb2 import PutRequest
 from kvstore.state import cluster
 from kvstore.state.checks import check_delete_range, check_put, check_txn
-from kvstore.state.command import UnknownRequest, decode_batch
+from kvstore.state.command import UnknownRequest, parse_batch
 from kvstore.state.leases import apply_checkpoint, apply_grant, leases_to_revoke
 from kvstore.state.txn import AppliedResult, delete_range, put, refuse_put, txn
 
@@ -37,6 +37,8 @@ Result: TypeAlias = AppliedResult | KvError
 COMMAND: Final = 0  # the kind of entry that carries a RequestBatch
 CONFIGURATION: Final = 2  # ... a configuration of raft, with a MemberChange as its context
 GROUP_BYTES: Final = 512 << 10  # of new rows; a group ends behind the entry that reaches it
+
+_NOBODY: Final = -1  # no member has this id
 
 _PAUSE_MASK: Final = 15  # the clock is looked at every 16 requests; long ones pause by themselves
 
@@ -133,78 +135,88 @@ class Applier:
         sinks.applied(entry.index, entry.term)
 
     async def _apply_batch(self, group: WriteGroup, entry: LogEntry) -> list[tuple[int, Result]]:
-        batch: RequestBatch = decode_batch(entry.data)
+        batch = parse_batch(entry.data)
         await fail_async("applyBeforeBatch")
         group.entry_time = max(group.entry_time, batch.time)
         results: list[tuple[int, Result]] = []
         origins: list[bytes] = []
         budget = group.budget()
+        source, seen, author = _NOBODY, (0, 0), b""  # whose request came last, and the newest of that member
         for position, request in enumerate(batch.requests):
-            member, boot, sequence = request.member, request.boot, request.sequence
-            ours = member == self._member_id and boot == self._boot
-            if group.is_seen(member, boot, sequence):
+            member, sequence = request.member, request.sequence
+            identity = (request.boot, sequence)
+            if member != source:
+                source, seen, author = member, group.seen(member), _author(member)
+            ours = member == self._member_id and identity[0] == self._boot
+            if identity <= seen:
                 # Forwarded twice, or overtaken by a later one: whoever still waits for it cannot know.
                 if ours:
                     results.append((sequence, errors.TIMEOUT))
                 continue
-            group.see(member, boot, sequence)
-            if request.HasField("put"):
-                result = _apply_put(group, request.put, ours)
-            elif request.HasField("lease_revoke"):
-                result = await self._apply_revoke(group, request, entry.term, position, origins)
+            seen = identity
+            group.see(member, identity)
+            if request.HasField("put") and _is_plain(plain := request.put):
+                revision = group.put_plain(plain.key, plain.value)
+                origins.append(_origin(group.revision_varint, position, author, request))
+                if ours:
+                    results.append((sequence, AppliedResult(revision, b"")))
             else:
-                result = await self._apply_request(group, request, entry.term, ours)
-            if group.end_request():
-                origins.append(_origin(group.revision_varint, position, request))
-            if ours:
-                results.append((sequence, result))
+                result = await self._apply_request(group, request, entry.term, position, ours, origins)
+                if ours:
+                    results.append((sequence, result))
             if position & _PAUSE_MASK == _PAUSE_MASK:
                 await budget.pause_if_spent()
         if origins:
             group.put_record(_record(entry, group.entry_time, origins))
         return results
 
-    async def _apply_revoke(
-        self, group: WriteGroup, request: Request, term: int, position: int, origins: list[bytes]
+    async def _apply_request(
+        self, group: WriteGroup, request: Request, term: int, position: int, answer: bool, origins: list[bytes]
     ) -> Result:
-        """The one request that may have several revisions: each lease's keys go in one of their own."""
-        leases = leases_to_revoke(group, request, term)
-        if isinstance(leases, KvError):
-            return leases
-        for lease in leases:
-            await group.revoke(lease)
-            if group.end_request():
-                origins.append(_origin(group.revision_varint, position, request))
-        return AppliedResult(group.current_revision, b"")
+        """Any but a plain put, with its revision."""
+        author = _author(request.member)
+        if request.HasField("lease_revoke"):
+            # The one request that may have several revisions: each lease's keys go in one of their own.
+            leases = leases_to_revoke(group, request, term)
+            if isinstance(leases, KvError):
+                return leases
+            for lease in leases:
+                await group.revoke(lease)
+                if group.end_request():
+                    origins.append(_origin(group.revision_varint, position, author, request))
+            return AppliedResult(group.current_revision, b"")
+        result = await _apply_op(group, request, term, answer)
+        if group.end_request():
+            origins.append(_origin(group.revision_varint, position, author, request))
+        return result
 
-    async def _apply_request(self, group: WriteGroup, request: Request, term: int, answer: bool) -> Result:
-        op = request.WhichOneof("op")
-        try:
-            if op == "txn":
-                check_txn(request.txn, None)
-                return await txn(group, request.txn, answer)
-            if op == "delete_range":
-                check_delete_range(request.delete_range)
-                body = await delete_range(group, request.delete_range, answer)
-                return AppliedResult(group.latest_revision, body)
-            if op in _SHORT_OPS:
-                return _SHORT_OPS[op](group, request, term)
-        except KvError as error:
-            return error.with_traceback(None)
-        raise UnknownRequest(f"a request of type {op}: upgrade this member")
+
+async def _apply_op(group: WriteGroup, request: Request, term: int, answer: bool) -> Result:
+    op = request.WhichOneof("op")
+    try:
+        if op == "put":
+            return _apply_put(group, request.put, answer)
+        if op == "txn":
+            check_txn(request.txn, None)
+            return await txn(group, request.txn, answer)
+        if op == "delete_range":
+            check_delete_range(request.delete_range)
+            body = await delete_range(group, request.delete_range, answer)
+            return AppliedResult(group.latest_revision, body)
+        if op in _SHORT_OPS:
+            return _SHORT_OPS[op](group, request, term)
+    except KvError as error:
+        return error.with_traceback(None)
+    raise UnknownRequest(f"a request of type {op}: upgrade this member")
+
+
+def _is_plain(request: PutRequest) -> bool:
+    """Nearly all requests are puts without options, so these pay for one look at each option only."""
+    return bool(request.key and not (request.lease or request.prev_kv or request.ignore_value or request.ignore_lease))
 
 
 def _apply_put(group: WriteGroup, request: PutRequest, answer: bool) -> Result:
-    """Nearly all requests are puts without options, so these pay for one look at each option only."""
-    lease, ignores = request.lease, request.ignore_value or request.ignore_lease
-    key = request.key
-    if key and not lease and not ignores and not request.prev_kv:
-        group.put(key, request.value, 0, group.get_latest(key))
-        return AppliedResult(group.current_revision + 1, b"")
-    try:
-        check_put(request)
-    except KvError as error:
-        return error.with_traceback(None)
+    check_put(request)
     refused = refuse_put(group, request)
     if refused is not None:
         return refused
@@ -232,14 +244,21 @@ _SHORT_OPS: Final[dict[str, Callable[[WriteGroup, Request, int], Result]]] = {
 }
 
 
-def _origin(revision: bytes, position: int, request: Request) -> bytes:
+def _author(member: int) -> bytes:
+    """An encoded Origin.member."""
+    return b"\x19" + _FIXED64.pack(member)
+
+
+def _origin(revision: bytes, position: int, author: bytes, request: Request) -> bytes:
     """An encoded EntryRecord.origins field; `revision` is a varint."""
-    origin = b"\x08%b\x10%b\x19%b" % (revision, varint(position), _FIXED64.pack(request.member))
-    if request.user:
-        origin += field(b"\x22", request.user.encode())
-    if request.request_id:
-        origin += field(b"\x2a", request.request_id.encode())
-    return b"\x22%b%b" % (varint(len(origin)), origin)
+    user, request_id = request.user, request.request_id
+    if user:
+        author += field(b"\x22", user.encode())
+    if request_id:
+        author += field(b"\x2a", request_id.encode())
+    sub = varint(position)
+    size = 2 + len(revision) + len(sub) + len(author)
+    return b"\x22%b\x08%b\x10%b%b" % (varint(size), revision, sub, author)
 
 
 def _record(entry: LogEntry, time_ns: int, origins: list[bytes]) -> bytes:

@@ -59,6 +59,11 @@ class MalformedBatch(CommandError):
     pass
 
 
+def encode_head(member: int, boot: int) -> bytes:
+    """How all requests of one boot of a member begin."""
+    return b"\x09%b\x10%b\x18" % (_FIXED64.pack(member), varint(boot))
+
+
 def encode_request(
     op: Op,
     raw: bytes,
@@ -70,7 +75,16 @@ def encode_request(
     request_id: str = "",
 ) -> bytes:
     """One encoded Request. `raw` is the encoded message of `op`, passed through untouched."""
-    parts = [b"\x09", _FIXED64.pack(member), b"\x10", varint(boot), b"\x18", varint(sequence)]
+    return encode_tail(encode_head(member, boot), op, raw, sequence, user, auth_revision, request_id)
+
+
+def encode_tail(
+    head: bytes, op: Op, raw: bytes, sequence: int, user: str, auth_revision: int, request_id: str
+) -> bytes:
+    """The same behind an `encode_head` that is kept."""
+    if not (user or auth_revision or request_id):
+        return b"%b%b%b%b%b" % (head, varint(sequence), _OP_TAGS[op], varint(len(raw)), raw)
+    parts = [head, varint(sequence)]
     if user:
         parts.append(field(b"\x22", user.encode()))
     if auth_revision:
@@ -93,6 +107,15 @@ def encode_batch(time_ns: int, requests: list[bytes]) -> bytes:
 
 def decode_batch(data: bytes) -> RequestBatch:
     """Raises UnknownFormat, UnknownRequest or MalformedBatch."""
+    batch = parse_batch(data)
+    for request in batch.requests:
+        if request.WhichOneof("op") is None:
+            raise UnknownRequest("a request of a type that this member does not know: upgrade this member")
+    return batch
+
+
+def parse_batch(data: bytes) -> RequestBatch:
+    """The same for apply, which meets each request's type anyway: some may be of a type that is not known."""
     try:
         batch = RequestBatch.FromString(data)
     except DecodeError as error:
@@ -101,7 +124,4 @@ def decode_batch(data: bytes) -> RequestBatch:
         raise MalformedBatch(f"not a request batch: {len(data)} bytes") from error
     if batch.format != FORMAT:
         raise UnknownFormat(f"an entry of format {batch.format}, this member knows {FORMAT}: upgrade this member")
-    for request in batch.requests:
-        if request.WhichOneof("op") is None:
-            raise UnknownRequest("a request of a type that this member does not know: upgrade this member")
     return batch

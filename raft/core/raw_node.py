@@ -93,6 +93,10 @@ class RawNode:
         return self._raft.log.commit_index
 
     @property
+    def last_index(self) -> Index:
+        return self._raft.log.last_index
+
+    @property
     def applied_index(self) -> Index:
         return self._raft.log.applied_index
 

@@ -230,3 +230,27 @@ async def test_readers_never_see_half_of_a_big_delete(
     (read,) = await read_events(state.store, 502, 502)
     assert len(read.events) == 501 if in_txn else 500
     state.close()
+
+
+async def test_a_put_without_options_takes_a_short_way_to_the_same_state(tmp_path: Path) -> None:
+    """An option that changes nothing, prev_kv, leads the same puts along the general way."""
+    states = [State(tmp_path / "short"), State(tmp_path / "general")]
+    for state, prev_kv in zip(states, (False, True), strict=True):
+        await state.apply(pb.LeaseGrantRequest(ID=5, TTL=60), pb.PutRequest(key=b"a\0b", value=b"1", lease=5))
+        delete = pb.DeleteRangeRequest(key=b"c")
+        ranged = pb.TxnRequest()  # a range of the group: what is put behind it must be in order for the next one
+        ranged.success.add().request_range.CopyFrom(pb.RangeRequest(key=b"a", range_end=b"z"))
+        puts = [pb.PutRequest(key=key, value=key * 70, prev_kv=prev_kv) for key in (b"c", b"a\0b", b"d" * 200, b"c")]
+        requests = [*puts, delete, pb.PutRequest(key=b"c", prev_kv=prev_kv), ranged, *puts, ranged]
+        results = await state.apply(*requests)
+        answer = response(ranged, results[-1])
+        assert isinstance(answer, pb.TxnResponse)
+        assert [kv.version for kv in answer.responses[0].response_range.kvs] == [3, 3, 2]
+        assert [getattr(result, "revision", None) for result in results] == [3, 4, 5, 6, 7, 8, 8, 9, 10, 11, 12, 12]
+    short, general = states
+    assert state_hash(short.store) == state_hash(general.store)
+    assert short.sinks.revisions == general.sinks.revisions
+    before = [[event.prev for event in one.events] for one in general.sinks.revisions]
+    assert [[event.prev for event in one.events] for one in short.sinks.revisions] == before
+    for state in states:
+        state.close()
