@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
+from kvstore.rpc.address import host_port
 from kvstore.rpc.options import ChannelOptions, ServerOptions
-from kvstore.rpc.tls import ChannelTls, ServerTls
+from kvstore.rpc.tls import ChannelTls, ServerTls, tls_for
 
 if TYPE_CHECKING:
     from kvstore.rpc.base import RpcServer
@@ -102,11 +103,15 @@ def make_peer_server(arguments: list[tuple[str, Any]], front: str | None = None,
 def make_peer_channel(
     target: str, arguments: list[tuple[str, Any]], front: str | None = None, tls: ChannelTls | None = None
 ) -> Any:
-    """For the peer transport: a channel with grpc.aio's surface and gRPC's arguments to "host:port"."""
+    """For the peer transport: a channel with grpc.aio's surface and gRPC's arguments.
+
+    target: a peer's URL, whose scheme decides whether `tls` is used, or "host:port".
+    """
+    address, tls = host_port(target), tls_for(target, tls)
     if (front or default_front()) == "nghttp2":
         from kvstore.rpc.nghttp2.channel import Channel
 
-        return Channel(target, ChannelOptions.of_grpc(arguments, tls))
+        return Channel(address, ChannelOptions.of_grpc(arguments, tls))
     from kvstore.rpc import grpcio
 
-    return grpcio.peer_channel(target, arguments, tls)
+    return grpcio.peer_channel(address, arguments, tls)

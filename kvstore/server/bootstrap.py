@@ -34,7 +34,9 @@ from typing import Final
 from kvstore.config import ServerConfig
 from kvstore.failpoints import fail
 from kvstore.mvcc.store import MvccStore, StoreError, StoreOptions
+from kvstore.rpc import make_peer_channel
 from kvstore.server.joining import Joining, JoinRefused, ask_to_join, hear
+from kvstore.server.leader_calls import ChannelFactory
 from kvstore.server.peers import Told
 from kvstore.server.snapshots import configuration_of
 from kvstore.server.state_folders import CURRENT_FILE, OLD_STATE, FolderError, StateFolders, sync_directory
@@ -96,10 +98,12 @@ async def open_member(
     open_log: Callable[[Path], SegmentedStorage] | None = None,
     store_options: StoreOptions | None = None,
     new_instance: Callable[[], int] = _random_instance,
+    channel_factory: ChannelFactory = make_peer_channel,
 ) -> OpenMember:
     """Make or check the directory, open log and store. Raises BootstrapError.
 
-    All but `config` is for tests that need small segments, or a disk and chances of their own.
+    channel_factory: the way to the other members, for one that joins them. All else but `config` is for tests that
+    need small segments, or a disk and chances of their own.
     """
     path = config.data_dir
     lock = _take_lock(path)
@@ -108,12 +112,12 @@ async def open_member(
         joining = None
         if config.initial_cluster_state == "existing" and (found is None or not found.bootstrapped):
             _check_empty(path)
-            joining = await ask_to_join(config)
+            joining = await ask_to_join(config, channel_factory)
         members = first_members(config) if joining is None else joining.first
         identity = _identify(path, config, members, found, joining, new_instance)
         open_log = open_log or partial(SegmentedStorage, segment_bytes=config.log_segment_bytes)
         member = await _open(path, identity, members, lock, open_log, store_options or StoreOptions())
-        return await _with_told(config, member, joining)
+        return await _with_told(config, member, joining, channel_factory)
     except BaseException as error:
         os.close(lock)
         if isinstance(error, JoinRefused):
@@ -197,13 +201,15 @@ def _identify(
     return identity
 
 
-async def _with_told(config: ServerConfig, member: OpenMember, joining: Joining | None) -> OpenMember:
+async def _with_told(
+    config: ServerConfig, member: OpenMember, joining: Joining | None, channel_factory: ChannelFactory
+) -> OpenMember:
     """A member that has not yet reached its own addition in the log may find nobody by what it has applied."""
     identity = member.identity
     if joining is not None:
         return replace(member, told=joining.told)
     if identity.joined and member.cluster.member(identity.member_id) is None:
-        return replace(member, told=await hear(config, identity.cluster_id))
+        return replace(member, told=await hear(config, identity.cluster_id, channel_factory))
     return member
 
 

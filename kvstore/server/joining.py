@@ -19,8 +19,7 @@ from google.protobuf.message import DecodeError
 from kvstore.config import ServerConfig
 from kvstore.errors import KvError
 from kvstore.pb.peer_pb2 import MemberView
-from kvstore.rpc import make_peer_channel
-from kvstore.server.leader_calls import ask_members
+from kvstore.server.leader_calls import ChannelFactory, ask_members
 from kvstore.server.peers import Told
 from kvstore.state.cluster import Member
 
@@ -44,7 +43,7 @@ class Joining:
     told: Told
 
 
-async def ask_to_join(config: ServerConfig) -> Joining:
+async def ask_to_join(config: ServerConfig, channel_factory: ChannelFactory) -> Joining:
     """Raises JoinRefused."""
     urls = _others(config)
     if not urls:
@@ -52,7 +51,7 @@ async def ask_to_join(config: ServerConfig) -> Joining:
             "--initial-cluster-state=existing needs --initial-cluster with this member and those that it joins"
         )
     for attempt in range(ROUNDS):
-        answers = await _ask(urls)
+        answers = await _ask(urls, channel_factory)
         if answers:
             return _joining(config, answers)
         log.warning("no member answers yet", urls=urls)
@@ -64,9 +63,9 @@ async def ask_to_join(config: ServerConfig) -> Joining:
     )
 
 
-async def hear(config: ServerConfig, cluster_id: int) -> Told | None:
+async def hear(config: ServerConfig, cluster_id: int, channel_factory: ChannelFactory) -> Told | None:
     """What the others of --initial-cluster say, if they say something: for a start far behind them."""
-    answers = [answer for answer in await _ask(_others(config)) if answer.cluster_id == cluster_id]
+    answers = [answer for answer in await _ask(_others(config), channel_factory) if answer.cluster_id == cluster_id]
     return Told(max(answers, key=_index)) if answers else None
 
 
@@ -75,10 +74,10 @@ def _others(config: ServerConfig) -> list[str]:
     return [url for _, urls in config.initial_cluster for url in urls if url not in own]
 
 
-async def _ask(urls: list[str]) -> list[MemberView]:
+async def _ask(urls: list[str], channel_factory: ChannelFactory) -> list[MemberView]:
     async def one(url: str) -> MemberView | None:
         try:
-            view = MemberView.FromString(await ask_members(url, ANSWER_SECONDS, make_peer_channel))
+            view = MemberView.FromString(await ask_members(url, ANSWER_SECONDS, channel_factory))
             Told(view)  # whatever cannot be true is no answer
         except (KvError, DecodeError, ValueError) as error:
             log.debug("no answer about the members", url=url, reason=str(error))

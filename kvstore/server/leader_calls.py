@@ -19,10 +19,10 @@ from typing import Any, Final, Protocol, TypeAlias, final
 
 from kvstore.errors import NO_LEADER, NOT_LEADER, TIMEOUT, TIMEOUT_CONNECTION_LOST, Code, KvError, unimplemented
 from kvstore.rpc import peer_calls
-from raft.transport.grpc import CHANNEL_OPTIONS, METADATA_KEYS, PeerIdentity, address_of
+from raft.transport.grpc import CHANNEL_OPTIONS, METADATA_KEYS, PeerIdentity
 
 Method: TypeAlias = Callable[[bytes], Awaitable[bytes]]  # raises KvError
-ChannelFactory: TypeAlias = Callable[[str, list[tuple[str, Any]]], Any]  # "host:port" and gRPC's arguments
+ChannelFactory: TypeAlias = Callable[[str, list[tuple[str, Any]]], Any]  # a peer's URL and gRPC's arguments
 
 SERVICE: Final = "kvstore.v1.Leader"
 METHODS: Final = ("ChangeMembers", "KeepAliveLeases", "TimeToLive", "Members")
@@ -119,7 +119,7 @@ class GrpcLeaderCalls(LeaderCalls):
         if url != urls[0]:
             if channel is not None:
                 await channel.close()
-            url, channel = urls[0], self._channel_factory(address_of(urls[0]), CHANNEL_OPTIONS)
+            url, channel = urls[0], self._channel_factory(urls[0], CHANNEL_OPTIONS)
             self._channels[member] = (url, channel)
         return await peer_calls.call(channel, f"/{SERVICE}/{method}", request, timeout, metadata)
 
@@ -154,7 +154,7 @@ class GrpcLeaderCalls(LeaderCalls):
 
 async def ask_members(url: str, timeout: float, channel_factory: ChannelFactory) -> bytes:
     """An encoded MemberView of whoever listens at the peer URL. Raises KvError."""
-    channel = channel_factory(address_of(url), CHANNEL_OPTIONS)
+    channel = channel_factory(url, CHANNEL_OPTIONS)
     try:
         return await peer_calls.call(channel, f"/{SERVICE}/{ANSWERED_BY_ALL}", b"", timeout, [])
     finally:

@@ -35,7 +35,6 @@ from kvstore.mvcc.events import RevisionEvents
 from kvstore.mvcc.watch import WatchHub, WatchLimits
 from kvstore.pb import rpc_pb2
 from kvstore.pb.command_pb2 import MemberPublish
-from kvstore.rpc import make_peer_channel
 from kvstore.server.batcher import Batcher
 from kvstore.server.bootstrap import OpenMember
 from kvstore.server.deadlines import SLOT_SECONDS
@@ -180,7 +179,7 @@ class KvServer:
         self.transport.on_refused = self.peers.refused
 
     def _peer_calls(self) -> LeaderCalls:
-        calls = GrpcLeaderCalls(self, self.transport.identity, self.peers.urls_of, make_peer_channel)
+        calls = GrpcLeaderCalls(self, self.transport.identity, self.peers.urls_of, self.transport.channel_factory)
         self.transport.services.append(calls.register)
         return calls
 

@@ -51,6 +51,7 @@ HELLO_SECONDS: Final = 2.0  # from the attempt to connect to the answer
 BACKOFF_SECONDS_MIN: Final = 0.05  # the first retry: a restarted process is back soon
 BACKOFF_SECONDS_MAX: Final = 1.0  # after a partition heals, nobody waits longer
 BACKOFF_GRAIN: Final = 1024  # steps of the jitter
+SCHEMES: Final = ("http", "https")
 
 Arguments: TypeAlias = list[tuple[str, Any]]  # of gRPC, by its names
 
@@ -80,7 +81,9 @@ SERVER_OPTIONS: Final[Arguments] = [
 ]
 
 
-# They give something with the surface of grpc.aio's Server, not started, or Channel ("host:port" first).
+# They give something with the surface of grpc.aio's Server, not started, or Channel (to a peer's URL). What an
+# https:// URL needs beside it, certificates and whom to believe, is theirs to know: a server that they give speaks TLS
+# on every port that is added to it, or on none.
 ServerFactory: TypeAlias = Callable[[Arguments], Any]
 ChannelFactory: TypeAlias = Callable[[str, Arguments], Any]
 
@@ -89,21 +92,32 @@ def default_server(arguments: Arguments) -> grpc.aio.Server:
     return grpc.aio.server(options=arguments)
 
 
-def default_channel(target: str, arguments: Arguments) -> grpc.aio.Channel:
-    return grpc.aio.insecure_channel(target, options=arguments)
+def default_channel(url: str, arguments: Arguments) -> grpc.aio.Channel:
+    if url.startswith("https://"):
+        return grpc.aio.secure_channel(address_of(url), grpc.ssl_channel_credentials(), options=arguments)
+    return grpc.aio.insecure_channel(address_of(url), options=arguments)
 
 
 def address_of(url: str) -> str:
-    """ "http://host:port" -> "host:port". Raises ConfigError."""
+    """ "http[s]://host:port" -> "host:port". Raises ConfigError."""
     parts = urlsplit(url)
     try:
         port = parts.port
     except ValueError as error:
         raise ConfigError(f"{url}: {error}") from error
-    if parts.scheme != "http" or not parts.hostname or port is None or parts.path not in {"", "/"}:
-        raise ConfigError(f"{url}: a peer's address is http://host:port")
+    if parts.scheme not in SCHEMES or not parts.hostname or port is None or parts.path not in {"", "/"}:
+        raise ConfigError(f"{url}: a peer's address is http://host:port or https://host:port")
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     return f"{host}:{port}"
+
+
+def _check_schemes(listen_urls: list[str], server_factory: ServerFactory) -> None:
+    """A port that speaks something else than its URL says would be open to more than its owner knows."""
+    schemes = {urlsplit(url).scheme for url in listen_urls}
+    if len(schemes) > 1:
+        raise ConfigError("the peers' port speaks TLS on all of its addresses or on none")
+    if "https" in schemes and server_factory is default_server:
+        raise ConfigError("https:// needs a server_factory that knows a certificate")
 
 
 class GrpcTransport(Transport):
@@ -124,9 +138,12 @@ class GrpcTransport(Transport):
 
         services: each gets the server before it starts, to register more on the same port.
 
+        Raises ConfigError for listen_urls that mix http:// and https://, or want https:// of the default server.
+
         check_peer is asked about whoever connects to us and about whoever we connect to; cluster and node id
         fit already. on_refused is called on the loop, once for each new reason.
         """
+        _check_schemes(listen_urls, server_factory)
         self.identity = identity
         self.listening: list[str] = []  # URLs with their real ports, once started
         self.channel_factory = channel_factory
@@ -165,7 +182,7 @@ class GrpcTransport(Transport):
                 raise OSError(errno.EADDRINUSE, f"cannot listen on {address}: {error}") from error
             if not port:
                 raise OSError(errno.EADDRINUSE, f"cannot listen on {address}")
-            self.listening.append(f"http://{address.rpartition(':')[0]}:{port}")
+            self.listening.append(f"{url.partition('://')[0]}://{address.rpartition(':')[0]}:{port}")
         await server.start()
         self._server = server
         self._connect()
@@ -180,7 +197,7 @@ class GrpcTransport(Transport):
         link = self._links.get(to)
         if link is None:
             raise SnapshotFailed(f"{to:x} is no peer")
-        channel = self.channel_factory(address_of(link.url), CHANNEL_OPTIONS)
+        channel = self.channel_factory(link.url, CHANNEL_OPTIONS)
         try:
             sender = grpc_snapshots.Sender(self.identity, self.check_peer, self.runtime, header, reader)
             await sender.send(channel, to, Pace(self.snapshot_bytes_per_second))
@@ -373,7 +390,7 @@ class _Link:
         """One stream, from the attempt to connect to its end. Raises what ended it."""
         own = self._transport.identity
         metadata = metadata_of(own, self._node_id)
-        channel = self._transport.channel_factory(address_of(url), CHANNEL_OPTIONS)
+        channel = self._transport.channel_factory(url, CHANNEL_OPTIONS)
         ended: asyncio.Task[object] | None = None
         try:
             call = channel.stream_stream(METHOD, None, None)(metadata=metadata)

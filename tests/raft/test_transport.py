@@ -12,8 +12,9 @@ from raft.codec import FORMAT, decode_hello, encode_batch
 from raft.errors import ConfigError, PeerRefused
 from raft.messages import Forward, Heartbeat, Message
 from raft.runtime import Runtime, SeededRng
-from raft.transport.grpc import METADATA_KEYS, METHOD, GrpcTransport, PeerIdentity
+from raft.transport.grpc import METADATA_KEYS, METHOD, Arguments, GrpcTransport, PeerIdentity, address_of
 from raft.types import NodeId
+from tests.certificates import Certificates
 from tests.raft.transports import CLUSTER, GrpcWorld, MemoryWorld, World, beat, until
 
 
@@ -353,7 +354,58 @@ async def test_grpc_two_nodes_cannot_share_a_port() -> None:
     await one.stop()
 
 
-@pytest.mark.parametrize("url", ["127.0.0.1:1", "https://a:1", "http://a", "http://a:x", "http://a:1/path", ""])
+@pytest.mark.parametrize("url", ["127.0.0.1:1", "ftp://a:1", "http://a", "http://a:x", "http://a:1/path", ""])
 def test_grpc_a_wrong_url_is_a_config_error(url: str) -> None:
     with pytest.raises(ConfigError):
         GrpcTransport(identity(1), []).set_peers({2: [url]})
+
+
+@pytest.mark.parametrize("urls", [["https://127.0.0.1:0"], ["http://127.0.0.1:0", "https://127.0.0.1:0"]])
+def test_grpc_a_port_that_would_not_speak_what_its_url_says_is_a_config_error(urls: list[str]) -> None:
+    with pytest.raises(ConfigError):
+        GrpcTransport(identity(1), urls)
+
+
+async def test_grpc_over_tls_streams_stand_and_a_plain_caller_hears_nothing(
+    certificates: Certificates, caplog: pytest.LogCaptureFixture
+) -> None:
+    key, cert, ca = (path.read_bytes() for path in (certificates.server.key, certificates.server.cert, certificates.ca))
+
+    class TlsServer:
+        """As a front that knows a certificate: what is added to it speaks TLS."""
+
+        def __init__(self, arguments: Arguments) -> None:
+            self.server = grpc.aio.server(options=arguments)
+
+        def add_insecure_port(self, address: str) -> int:
+            credentials = grpc.ssl_server_credentials([(key, cert)], ca, require_client_auth=True)
+            return self.server.add_secure_port(address, credentials)
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self.server, name)
+
+    def tls_channel(url: str, arguments: Arguments) -> grpc.aio.Channel:
+        assert url.startswith("https://")
+        return grpc.aio.secure_channel(address_of(url), grpc.ssl_channel_credentials(ca, key, cert), options=arguments)
+
+    received: list[Message] = []
+    one, two = (
+        GrpcTransport(identity(node), ["https://127.0.0.1:0"], server_factory=TlsServer, channel_factory=tls_channel)
+        for node in (1, 2)
+    )
+    plain = GrpcTransport(identity(3), ["http://127.0.0.1:0"])
+    try:
+        await one.start(received.extend)
+        for other in (two, plain):
+            await other.start(lambda messages: None)
+        assert one.listening[0].startswith("https://")
+        plain.set_peers({1: [one.listening[0].replace("https://", "http://")]})
+        two.set_peers({1: one.listening})
+        await until(lambda: two.connected() == {1})
+        two.send([beat(1, 2, 7)])
+        await until(lambda: bool(received))
+        await until(lambda: "3 has no stream to 1" in caplog.text)
+        assert plain.connected() == frozenset()
+    finally:
+        for transport in (two, plain, one):
+            await transport.stop()
