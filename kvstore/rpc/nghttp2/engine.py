@@ -40,6 +40,7 @@ __all__ = [
     "ErrorCode",
     "Event",
     "GoAwayReceived",
+    "ConnectionClosingError",
     "Headers",
     "NGH2Error",
     "PREFACE",
@@ -50,8 +51,10 @@ __all__ = [
     "SettingsReceived",
     "StreamClosed",
     "TrailersReceived",
+    "acknowledge",
     "client_connection",
     "data",
+    "end",
     "headers_only",
     "message",
     "open_stream",
@@ -171,6 +174,24 @@ def open_stream(connection: Connection, head: Headers) -> int:
         return connection.send_request(head)
     except (*_GONE, NoAvailableStreamIDError):
         return 0
+
+
+def end(connection: Connection, stream_id: int) -> bool:
+    """No more data; what is queued is sent before."""
+    try:
+        connection.end_stream(stream_id)
+    except _GONE:
+        return False
+    return True
+
+
+def acknowledge(connection: Connection, stream_id: int, size: int) -> bool:
+    """Give received bytes back to the peer's windows; also those of a stream that is closed by now."""
+    try:
+        connection.acknowledge_received_data(size, stream_id)
+    except _GONE:
+        return False
+    return True
 
 
 # What both send.

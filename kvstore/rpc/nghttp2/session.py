@@ -26,6 +26,7 @@ log = structlog.get_logger(__name__)
 WRITE_BUFFER_BYTES: Final = 256 * 1024  # in the transport; above it the rest stays in the Connection
 WRITE_BYTES: Final = 256 * 1024  # taken out of the Connection at once
 KEEPALIVE: Final = b"kvstore\0"  # what our pings carry
+TIMER_SECONDS: Final = 0.002  # by how much a timer may seem to be early
 
 
 class Flusher:
@@ -144,6 +145,10 @@ class Session(asyncio.Protocol):
     def flushed(self) -> None:
         """After each flush."""
 
+    def is_in_use(self) -> bool:
+        """Whether it matters that the peer may be gone."""
+        return True
+
     def lost(self, reason: str) -> None:
         """The connection is gone; called once."""
         raise NotImplementedError
@@ -199,12 +204,15 @@ class Session(asyncio.Protocol):
     def _check_alive(self) -> None:
         """One timer for a connection's life: what came meanwhile only moves it on."""
         silent = self._loop.time() - self._heard
-        if self._waits_for_pong and silent >= self._timeout_seconds:
+        if self._waits_for_pong and silent >= self._timeout_seconds - TIMER_SECONDS:
             self.abort("keepalive ping failed to receive an answer in time")
             return
-        if silent < self._keepalive_seconds:
+        if silent < self._keepalive_seconds - TIMER_SECONDS:
             self._waits_for_pong = False
             delay = self._keepalive_seconds - silent
+        elif not self.is_in_use():
+            self._waits_for_pong = False
+            delay = self._keepalive_seconds
         else:
             self._waits_for_pong = True
             delay = self._timeout_seconds
