@@ -16,7 +16,7 @@ from pathlib import Path
 from struct import Struct
 from struct import error as StructError
 from types import TracebackType
-from typing import Final, final
+from typing import Final, NamedTuple, final
 
 from rocksdict import RdictIter, WriteBatch
 
@@ -59,8 +59,7 @@ class StoreOptions:
     peek: Callable[[Path], Engine] = open_read_only  # the same, to look and change nothing
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StateRow:
+class StateRow(NamedTuple):
     """The numbers that every batch carries, in one row."""
 
     applied_index: int = 0
@@ -70,21 +69,14 @@ class StateRow:
     entry_time: int = 0  # of the last entry, nanoseconds since 1970
 
     def encode(self) -> bytes:
-        return _STATE.pack(self.applied_index, self.applied_term, self.revision, self.compact_revision, self.entry_time)
+        return _STATE.pack(*self)
 
 
 _STATE: Final = Struct(">QQQQq")
 
 
 def _decode_state(row: bytes) -> StateRow:
-    index, term, revision, compact_revision, entry_time = _STATE.unpack(row)
-    return StateRow(
-        applied_index=index,
-        applied_term=term,
-        revision=revision,
-        compact_revision=compact_revision,
-        entry_time=entry_time,
-    )
+    return StateRow(*_STATE.unpack(row))
 
 
 class Reader(ABC):
