@@ -116,12 +116,12 @@ class Scan:
         if self.done:
             return found
         iterator, high = self._iterator, self._high
-        valid, key_of, value_of, move = iterator.valid, iterator.key, iterator.value, iterator.next
+        key_of, value_of, move = iterator.key, iterator.value, iterator.next
         iterator.seek(self._at)
         size = 0
-        while len(found) < count and size < _CHUNK_BYTES and valid():
+        while len(found) < count and size < _CHUNK_BYTES:
             key = key_of()
-            if key >= high:
+            if key is None or key >= high:  # None: behind the last row
                 break
             value = value_of()
             found.append((key, value))
@@ -143,11 +143,11 @@ class Scan:
         if self.done:
             return found
         iterator, high = self._iterator, self._high
-        valid, key_of, move = iterator.valid, iterator.key, iterator.next
+        key_of, move = iterator.key, iterator.next
         iterator.seek(self._at)
-        while len(found) < count and valid():
+        while len(found) < count:
             key = key_of()
-            if key >= high:
+            if key is None or key >= high:
                 break
             found.append(key)
             move()

@@ -158,6 +158,8 @@ class LeaseOverlay:
 
     def write(self, batch: WriteBatch) -> None:
         """Add all of it to the group's last batch."""
+        if not self._is_touched:
+            return
         for lease, row in self._rows.items():
             if row is None:
                 batch.delete(schema.lease_row(lease))
@@ -174,12 +176,16 @@ class LeaseOverlay:
         for lease, revision in self._new_marks().items():
             batch.put(schema.ended_row(lease), schema.pack_u64(revision))
 
+    @property
+    def _is_touched(self) -> bool:
+        return bool(self._rows or self._bound or self._dropped or self._untidy or self._ended)
+
     def _new_marks(self) -> Ended:
         before = self._store.ended
         return {lease: before.get(lease, 0) for lease in sorted(self._untidy - self._dropped)} | self._ended
 
     def committed(self) -> None:
-        marks = self._new_marks()
+        marks = self._new_marks() if self._is_touched else None
         if marks:
             self._store.ended = self._store.ended | marks
 

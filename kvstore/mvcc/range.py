@@ -63,10 +63,12 @@ def range_small(store: MvccStore, request: RangeRequest) -> RangeResult | None:
         return None
     if not request.range_end:
         result = range_point(store, request.key)
+    elif request.count_only and (count := store.count_latest(*_interval(request))) is not None:
+        return RangeResult([], count, False)
     elif store.ended:
         return None
     else:
-        scan = store.scan(*schema.latest_rows(*schema.range_bounds(request.key, request.range_end)))
+        scan = store.scan(*schema.latest_rows(*_interval(request)))
         rows = scan.rows(SMALL_ROWS)
         if not scan.done:
             return None
@@ -80,13 +82,21 @@ def range_small(store: MvccStore, request: RangeRequest) -> RangeResult | None:
     return result
 
 
+def _interval(request: RangeRequest) -> tuple[bytes, bytes | None]:
+    return schema.range_bounds(request.key, request.range_end)
+
+
 async def range_(reader: Reader, request: RangeRequest) -> RangeResult:
     """Raises KvError: FUTURE_REVISION, COMPACTED. `serializable` is the caller's matter."""
     check_revision(reader, request.revision)
     budget = reader.budget()
     revision = request.revision
+    known: int | None = None  # what `count` comes to
     if revision <= 0 or revision == reader.latest_revision:
         source: _Source = _Latest(reader, request)
+        known = reader.count_latest(*_interval(request))
+        if known is None and request.count_only:
+            known = await _walk(reader, request, budget)
     else:
         source = _AtRevision(reader, request, revision)
     filtered = _filters(request)
@@ -104,7 +114,7 @@ async def range_(reader: Reader, request: RangeRequest) -> RangeResult:
         count += len(chunk)
         kvs += [kv for kv in chunk if _passes(request, kv)] if filtered else chunk
         await budget.pause_if_spent()
-    while not source.ended:
+    while known is None and not source.ended:
         count += source.count(_CHUNK)
         await budget.pause_if_spent()
     if sorts:
@@ -116,7 +126,24 @@ async def range_(reader: Reader, request: RangeRequest) -> RangeResult:
         for at in range(0, len(kvs), _CHUNK):
             kvs[at : at + _CHUNK] = [without_value(kv) for kv in kvs[at : at + _CHUNK]]
             await budget.pause_if_spent()
-    return RangeResult(kvs, count, more)
+    return RangeResult(kvs, count if known is None else known, more)
+
+
+async def _walk(reader: Reader, request: RangeRequest, budget: Budget) -> int | None:
+    """Count, and keep what is learned on the way; None: here that is not to be."""
+    counts = reader.begin_counts(*_interval(request))
+    if counts is None:
+        return None
+    scan = reader.scan(*schema.latest_rows(*_interval(request)))
+    passed = 0
+    try:
+        while rows := scan.keys(_CHUNK):
+            counts.walked(rows)
+            passed += len(rows)
+            await budget.pause_if_spent()
+    finally:
+        counts.end(passed if scan.done else 0)
+    return passed
 
 
 def _filters(request: RangeRequest) -> bool:
@@ -197,7 +224,7 @@ class _Source(ABC):
 @final
 class _Latest(_Source):
     def __init__(self, reader: Reader, request: RangeRequest) -> None:
-        self._scan = reader.scan_latest(*schema.range_bounds(request.key, request.range_end))
+        self._scan = reader.scan_latest(*_interval(request))
 
     def kvs(self, count: int) -> list[bytes]:
         rows = self._scan.rows(count)
@@ -235,7 +262,7 @@ class LiveVersions:
 @final
 class _AtRevision(_Source):
     def __init__(self, reader: Reader, request: RangeRequest, revision: int) -> None:
-        low, high = schema.range_bounds(request.key, request.range_end)
+        low, high = _interval(request)
         self._reader = reader
         self._versions = LiveVersions(reader, low, high, revision)
         self._live: list[tuple[int, int]] = []  # found, not yet handed out

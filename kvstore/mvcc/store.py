@@ -16,11 +16,12 @@ from pathlib import Path
 from struct import Struct
 from struct import error as StructError
 from types import TracebackType
-from typing import Final, final
+from typing import Final, NamedTuple, final
 
 from rocksdict import RdictIter, WriteBatch
 
 from kvstore.mvcc import leases, schema
+from kvstore.mvcc.counts import WALKED_MIN, KeyCounts
 from kvstore.mvcc.engine import (
     Engine,
     Scan,
@@ -54,11 +55,11 @@ class StoreOptions:
     slice_ns: int = SLICE_NS  # how long work may hold the loop before it pauses
     clock: Clock = MONOTONIC  # says when to pause, and nothing else
     engine: Callable[[Path], Engine] = Engine  # the simulator brings one in memory
+    count_walked_min: int = WALKED_MIN  # keys that a count has to pass before their numbers are kept
     peek: Callable[[Path], Engine] = open_read_only  # the same, to look and change nothing
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StateRow:
+class StateRow(NamedTuple):
     """The numbers that every batch carries, in one row."""
 
     applied_index: int = 0
@@ -68,21 +69,14 @@ class StateRow:
     entry_time: int = 0  # of the last entry, nanoseconds since 1970
 
     def encode(self) -> bytes:
-        return _STATE.pack(self.applied_index, self.applied_term, self.revision, self.compact_revision, self.entry_time)
+        return _STATE.pack(*self)
 
 
 _STATE: Final = Struct(">QQQQq")
 
 
 def _decode_state(row: bytes) -> StateRow:
-    index, term, revision, compact_revision, entry_time = _STATE.unpack(row)
-    return StateRow(
-        applied_index=index,
-        applied_term=term,
-        revision=revision,
-        compact_revision=compact_revision,
-        entry_time=entry_time,
-    )
+    return StateRow(*_STATE.unpack(row))
 
 
 class Reader(ABC):
@@ -119,6 +113,14 @@ class Reader(ABC):
 
     @abstractmethod
     def budget(self) -> Budget: ...
+
+    def count_latest(self, low: bytes, high: bytes | None) -> int | None:
+        """How many live keys [low, high) holds, when that is known without a long walk."""
+        return None
+
+    def begin_counts(self, low: bytes, high: bytes | None) -> KeyCounts | None:
+        """For who walks over all rows of [low, high) as they are in this very step."""
+        return None
 
 
 class LatestScan(ABC):
@@ -244,6 +246,12 @@ class ReadView(EngineReader):
         assert self._iterator is not None, "a closed view was read"
         return Scan(self._engine, self._iterator, low, high)
 
+    def count_latest(self, low: bytes, high: bytes | None) -> int | None:
+        return self._store.count_latest(low, high) if self._store.writes == self._writes else None
+
+    def begin_counts(self, low: bytes, high: bytes | None) -> KeyCounts | None:
+        return self._store.begin_counts(low, high) if self._store.writes == self._writes else None
+
     def close(self) -> None:
         self._iterator = None
 
@@ -268,6 +276,8 @@ class MvccStore(EngineReader):
         # Called, in this order, when another state has taken the place of this one (`swap`): whoever keeps
         # something that was read from the store reads it again. Must not raise.
         self.on_swap: list[Callable[[], None]] = []
+        self._counts: KeyCounts | None = None
+        self._counting: KeyCounts | None = None  # those of a walk under way
         self._load()
 
     @classmethod
@@ -335,6 +345,34 @@ class MvccStore(EngineReader):
         self.write(batch)
         self._show(state)
 
+    def count_latest(self, low: bytes, high: bytes | None) -> int | None:
+        if self._counts is None or self.ended:
+            return None
+        return self._counts.count(self.engine, *schema.latest_rows(low, high))
+
+    def begin_counts(self, low: bytes, high: bytes | None) -> KeyCounts | None:
+        if self._counting is not None or self.ended:
+            return None
+        self._counting = KeyCounts(*schema.latest_rows(low, high), self._counted)
+        return self._counting
+
+    def _counted(self, counts: KeyCounts, passed: int) -> None:
+        if counts is self._counting:
+            self._counting = None
+            if passed >= self.options.count_walked_min and not counts.dropped:
+                counts.use()
+                self._counts = counts
+
+    def update_counts(self, born: list[bytes], died: list[bytes]) -> None:
+        """A commit has made these keys live, and has ended those."""
+        for counts in (self._counts, self._counting):
+            if counts is not None:
+                counts.commit(self.engine, born, died)
+
+    def drop_counts(self) -> None:
+        """`latest` was changed otherwise."""
+        self._counts = self._counting = None
+
     async def flush(self) -> int:
         """Make the state durable. Returns an applied index that is on the disk for certain."""
         # Taken before the flush: what is applied while it runs may not be in it.
@@ -356,6 +394,7 @@ class MvccStore(EngineReader):
         old = self.engine
         self.engine = self._engine = other.engine
         self.writes += 1  # no view of before is this store any more
+        self.drop_counts()
         self.seen = other.seen
         self.ended = other.ended
         self._show(other.state)

@@ -46,6 +46,8 @@ class WriteGroup(Reader):
         self._overlay: dict[bytes, bytes | None] = {}
         self._sorted: list[bytes] | None = None  # of the overlay's keys, once somebody scans
         self._cleared: list[tuple[bytes, bytes | None]] = []
+        self._born: list[bytes] = []  # keys that became live, and that ended, one by one: for KeyCounts
+        self._died: list[bytes] = []
         self.leases = LeaseOverlay(store)
         self.ended = store.ended
         self._cluster: dict[bytes, bytes | None] = {}  # rows of the member table; None: deleted
@@ -125,6 +127,7 @@ class WriteGroup(Reader):
         mod = self._mod
         if prev is None:
             kv = key_value(key, mod, mod, 1, value, lease)
+            self._born.append(key)
         else:
             before = KeyValue.FromString(prev)
             kv = key_value(key, varint(before.create_revision), mod, before.version + 1, value, lease)
@@ -150,6 +153,7 @@ class WriteGroup(Reader):
         revision = self.current_revision + 1
         if prev is None:
             kv = key_value(key, mod, mod, 1, value, 0)
+            self._born.append(key)
         else:
             before = KeyValue.FromString(prev)
             kv = key_value(key, varint(before.create_revision), mod, before.version + 1, value, 0)
@@ -180,6 +184,7 @@ class WriteGroup(Reader):
         """One live key, whose encoded KeyValue is `prev`."""
         event = self._delete_rows(key)
         self._set(key, None)
+        self._died.append(key)
         lease = lease_of(prev)
         if lease:
             self.leases.bind(lease, key, False)
@@ -384,6 +389,10 @@ class WriteGroup(Reader):
                 entry_time=self.entry_time,
             ),
         )
+        if self._cleared or self.ended is not self._store.ended:
+            self._store.drop_counts()
+        else:
+            self._store.update_counts(self._born, self._died)
         self.leases.committed()
         self._store.seen.update(self._seen)
 

@@ -38,6 +38,7 @@ from raft.types import NodeId, Term
 log = structlog.get_logger(__name__)
 
 ENTRY_BYTES_MAX: Final = 512 * 1024  # a follower appends, and apply works, in pieces of this size
+ENTRY_REQUESTS_MAX: Final = 1_000  # one step of apply writes what they change: 3 ms
 WAITING_REQUESTS_MAX: Final = 10_000  # of our own clients, from arrival to answer
 WAITING_BYTES_MAX: Final = 64 * 1024 * 1024  # not yet handed to the node: our own, and as much forwarded
 FORWARDED_REQUESTS_MAX: Final = 20_000  # not yet handed to the node
@@ -147,14 +148,21 @@ class Batcher(ProposalSource):
             self._drop_forwarded()
             return []
         limit = min(bytes_max, ENTRY_BYTES_MAX)
-        if leading and self._queue_bytes + self._forwarded_bytes < limit and self._unapplied() >= ENTRIES_UNAPPLIED_MAX:
+        is_full = (
+            self._queue_bytes + self._forwarded_bytes >= limit
+            or len(self._queue) + len(self._forwarded) >= ENTRY_REQUESTS_MAX
+        )
+        if leading and not is_full and self._unapplied() >= ENTRIES_UNAPPLIED_MAX:
             return []
         fail("batchBeforeTake")
-        own_limit = limit // 2 if leading and self._forwarded else limit  # neither side starves the other
+        shares = 2 if leading and self._forwarded else 1  # neither side starves the other
+        own_limit, own_most = limit // shares, ENTRY_REQUESTS_MAX // shares
         term = self._term()
         requests: list[bytes] = []
         size = 0
-        while self._queue and (not requests or size + len(self._queue[0].data) <= own_limit):
+        while self._queue and len(requests) < own_most:
+            if requests and size + len(self._queue[0].data) > own_limit:
+                break
             waiting = self._queue.popleft()
             self._queue_bytes -= len(waiting.data)
             if waiting.sequence not in self._waiting:
@@ -166,7 +174,9 @@ class Batcher(ProposalSource):
         if not leading:
             self._drop_forwarded()
             return [encode_batch(0, requests)] if requests else []
-        while self._forwarded and (not requests or size + len(self._forwarded[0]) <= limit):
+        while self._forwarded and len(requests) < ENTRY_REQUESTS_MAX:
+            if requests and size + len(self._forwarded[0]) > limit:
+                break
             data = self._forwarded.popleft()
             self._forwarded_bytes -= len(data)
             size += len(data)

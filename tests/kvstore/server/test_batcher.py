@@ -206,6 +206,20 @@ def test_neither_own_nor_forwarded_requests_starve() -> None:
     assert b"f1" in keys(world.take())
 
 
+def test_an_entry_holds_only_so_many_requests_however_small(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batcher, "ENTRY_REQUESTS_MAX", 4)
+    world.unapplied = 1
+    world.add(b"a", b"b")
+    world.batcher.receive(OTHER, [forwarded(1)])
+    assert world.take() is None
+    world.add(b"c", b"d")
+    assert keys(world.take()) == [b"a", b"b", b"f1"]  # it is full: it does not wait, and the halves are kept to
+    world.unapplied = 0
+    world.add(*[b"%d" % number for number in range(5)])
+    assert keys(world.take()) == [b"c", b"d", b"0", b"1"]
+    assert keys(world.take()) == [b"2", b"3", b"4"]
+
+
 def test_a_forward_that_comes_twice_is_taken_once(world: World) -> None:
     world.batcher.receive(OTHER, [forwarded(1, 2)])
     world.batcher.receive(OTHER, [forwarded(1, 2, 3)])

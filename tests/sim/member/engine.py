@@ -159,11 +159,9 @@ class MemoryIterator:
     def seek(self, key: bytes) -> None:
         self._at = bisect_left(self._table.keys, key)
 
-    def valid(self) -> bool:
-        return self._at < len(self._table.keys)
-
-    def key(self) -> bytes:
-        return self._table.keys[self._at]
+    def key(self) -> bytes | None:
+        keys = self._table.keys
+        return keys[self._at] if self._at < len(keys) else None
 
     def value(self) -> bytes:
         return self._table.values[self._table.keys[self._at]]

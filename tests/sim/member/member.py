@@ -117,6 +117,7 @@ class Member:
                     clock=self._slice_clock(),
                     engine=self._open_rows,
                     peek=self._peek_rows,
+                    count_walked_min=2,
                 ),
                 lambda: self.rng.below(2**62) | 1,
             )
