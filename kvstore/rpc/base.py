@@ -10,9 +10,12 @@ Identity (de)serialisers are used for hot methods: `Call.request` is what came o
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from kvstore.errors import Code, KvError
+
+if TYPE_CHECKING:
+    from kvstore.rpc.http1 import Http1Handover
 
 # What a client sees of a bug of ours; the traceback is in the log.
 UNEXPECTED: Final = KvError(Code.INTERNAL, "etcdserver: internal error; see the member's log")
@@ -102,6 +105,9 @@ class RpcServer(ABC):
     # Asked for each list of calls, each stream and each call of generated code, by the method's full path: why it is
     # not served now.
     refusal: Callable[[str], KvError | None] = staticmethod(lambda method: None)
+
+    # Where connections go that speak HTTP/1.1; set before `start`. None, or a front that cannot tell: they are closed.
+    http1: "Http1Handover | None" = None
 
     @abstractmethod
     def add_calls(self, method: str, handler: CallHandler) -> None:
