@@ -18,21 +18,26 @@ import errno
 import gc
 import os
 import signal
+import ssl
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from kvstore import logs
-from kvstore.config import ServerConfig
+from kvstore.config import ServerConfig, TlsFiles
 from kvstore.failpoints import FailpointError, arm_all
 
 if TYPE_CHECKING:
     from kvstore.admin import AdminSocket
+    from kvstore.gateway.ports import HttpPorts
     from kvstore.lag import LoopLag
+    from kvstore.rpc import ChannelTls, ServerTls
     from kvstore.rpc.base import RpcServer
     from kvstore.server.server import KvServer
     from raft.core.ports import Tracer
 
 STOP_GRACE_SECONDS: Final = 2.0  # for calls under way; watches are cut
+STREAMS_MAX: Final = 2**31 - 1  # what HTTP/2 can say; etcd's default, which is more, means "no limit"
 FAILED: Final = 1
 DISK_ERRORS: Final = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 
@@ -55,6 +60,10 @@ def run(config: ServerConfig) -> int:
         return FAILED
     if config.failpoints:
         log.warning("failpoints are armed: this member will fail on purpose", failpoints=config.failpoints)
+    problem = _tls_problem(config)
+    if problem:
+        log.error(problem)
+        return FAILED
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             return runner.run(_serve(config))
@@ -81,8 +90,7 @@ async def _serve(config: ServerConfig) -> int:
 
     from kvstore.lag import LoopLag, wants_lag
     from kvstore.mvcc.store import StoreError
-    from kvstore.rpc import ServerOptions, make_peer_channel, make_peer_server, make_server
-    from kvstore.rpc.address import can_listen, host_port
+    from kvstore.rpc import make_peer_channel, make_peer_server
     from kvstore.server.bootstrap import open_member
     from kvstore.server.server import KvServer
     from kvstore.services import register
@@ -91,10 +99,9 @@ async def _serve(config: ServerConfig) -> int:
     log = structlog.get_logger("kvstore")
     stopping = _on_signals()
     lag = LoopLag() if wants_lag() or config.admin_socket is not None else None
-    # Before the data directory is made: a wrong address is no reason to leave one behind.
-    for url in (*config.listen_peer_urls, *config.listen_client_urls):
-        await can_listen(host_port(url))
-    member = await open_member(config)
+    front = await _check_front(config)
+    peer_channel = partial(make_peer_channel, front=front, tls=_channel_tls(config.peer_tls))
+    member = await open_member(config, channel_factory=peer_channel)
     identity = member.identity
     log.info(
         "starting",
@@ -103,21 +110,22 @@ async def _serve(config: ServerConfig) -> int:
         cluster=f"{identity.cluster_id:x}",
         boot=identity.boot,
         applied=member.store.applied_index,
+        rpc=front,
     )
     transport = GrpcTransport(
         PeerIdentity(identity.cluster_id, identity.member_id, identity.instance),
         list(config.listen_peer_urls),
-        server_factory=make_peer_server,
-        channel_factory=make_peer_channel,
+        server_factory=partial(make_peer_server, front=front, tls=_server_tls(config.peer_tls)),
+        channel_factory=peer_channel,
     )
     server = KvServer(config, member, transport, tracer=_raft_tracer(config))
-    rpc = make_server(ServerOptions(max_request_bytes=config.max_request_bytes))
+    rpc, http = _make_ports(config, server, front)
     services = register(rpc, server)
     failed = asyncio.create_task(server.wait_failed())
     stop = asyncio.create_task(stopping.wait())
     services.start()
     admin = await _open_admin(config, server, lag)
-    starting = asyncio.create_task(_start(config, server, rpc))
+    starting = asyncio.create_task(_start(config, server, rpc, http))
     await asyncio.wait([failed, stop, starting], return_when=asyncio.FIRST_COMPLETED)
     if not failed.done() and not stop.done():
         error = starting.exception()
@@ -129,7 +137,7 @@ async def _serve(config: ServerConfig) -> int:
     starting.cancel()
     log.info("stopping")
     await server.hand_over()
-    await rpc.stop(STOP_GRACE_SECONDS)
+    await asyncio.gather(rpc.stop(STOP_GRACE_SECONDS), http.stop(STOP_GRACE_SECONDS))
     await services.stop()
     try:
         await server.stop()
@@ -145,20 +153,115 @@ async def _serve(config: ServerConfig) -> int:
     return 0
 
 
-async def _start(config: ServerConfig, server: "KvServer", rpc: "RpcServer") -> None:
+def _make_ports(config: ServerConfig, server: "KvServer", front: str) -> "tuple[RpcServer, HttpPorts]":
+    """What clients connect to; not listening yet."""
+    from kvstore.gateway.ports import HttpPorts
+    from kvstore.rpc import ServerOptions, make_server
+
+    tls = _server_tls(config.client_tls)
+    options = ServerOptions(
+        max_request_bytes=config.max_request_bytes,
+        max_concurrent_streams=min(config.max_concurrent_streams, STREAMS_MAX),
+        tls=tls,
+    )
+    rpc = make_server(options, front)
+    http = HttpPorts(config, server, tls)
+    rpc.http1 = http.shared
+    return rpc, http
+
+
+async def _start(config: ServerConfig, server: "KvServer", rpc: "RpcServer", http: "HttpPorts") -> None:
     """From a closed port to the line that scripts wait for."""
     import structlog
 
     log = structlog.get_logger("kvstore")
+    metrics_urls = await http.start_metrics()
     await server.start()
     urls = await rpc.start(list(config.listen_client_urls))
-    log.info("listening", client_urls=urls, peer_urls=server.transport.listening)
+    http_urls = await http.start_clients()
+    others = {"http_urls": http_urls, "metrics_urls": metrics_urls}
+    log.info(
+        "listening",
+        client_urls=urls,
+        peer_urls=server.transport.listening,
+        **{name: found for name, found in others.items() if found},
+    )
     await server.published.wait()
     # What lives until now lives for ever: the collector need not walk it, nor come as often.
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
     log.info("ready to serve client requests", client_urls=urls)
+
+
+async def _check_front(config: ServerConfig) -> str:
+    """Which gRPC carries this member; all that can be known to be wrong before the data directory is made: a wrong
+    address is no reason to leave one behind."""
+    import structlog
+
+    from kvstore.rpc import choose_front, default_front
+    from kvstore.rpc.address import can_listen, host_port
+
+    if config.rpc:
+        choose_front(config.rpc)
+    front = default_front()
+    if front == "grpcio" and not config.listen_client_http_urls:
+        structlog.get_logger("kvstore").info(
+            "--rpc=grpcio serves no HTTP/1.1 (/health, /version, /metrics) on the clients' port: "
+            "--listen-client-http-urls gives it one"
+        )
+    for urls in (
+        config.listen_peer_urls,
+        config.listen_client_urls,
+        config.listen_client_http_urls,
+        config.listen_metrics_urls,
+    ):
+        for url in urls:
+            await can_listen(host_port(url))
+    return front
+
+
+def _server_tls(files: TlsFiles | None) -> "ServerTls | None":
+    from kvstore.rpc import ServerTls
+
+    if files is None:
+        return None
+    return ServerTls(
+        cert_file=files.cert_file,
+        key_file=files.key_file,
+        client_ca_file=files.ca_file,
+        client_auth=files.client_auth,
+    )
+
+
+def _channel_tls(files: TlsFiles | None) -> "ChannelTls | None":
+    """What a member shows to its peers, and whom of them it believes."""
+    from kvstore.rpc import ChannelTls
+
+    if files is None:
+        return None
+    return ChannelTls(ca_file=files.ca_file, cert_file=files.cert_file, key_file=files.key_file)
+
+
+def _tls_problem(config: ServerConfig) -> str:
+    """Why the files cannot be used; "" when they can. Of the fronts only one would tell."""
+    for prefix, files in (("", config.client_tls), ("peer-", config.peer_tls)):
+        tls = _server_tls(files)
+        if tls is None:
+            continue
+        for path in tls.files():
+            try:
+                path.read_bytes()
+            except OSError as error:
+                return f"{path}, of the TLS settings, cannot be read: {error.strerror}"
+        try:
+            tls.context()
+        except ssl.SSLError as error:
+            return (
+                f"--{prefix}cert-file, --{prefix}key-file and --{prefix}trusted-ca-file must be PEM files, and key "
+                f"and certificate belong together: {error.reason or error}"
+            )
+    return ""
 
 
 async def _open_admin(config: ServerConfig, server: "KvServer", lag: "LoopLag | None") -> "AdminSocket | None":

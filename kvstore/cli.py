@@ -11,7 +11,8 @@ from typing import Annotated, Final
 
 import typer
 
-from kvstore.config import SETTINGS, Setting, SettingsError, resolve
+from kvstore.config import SettingsError, resolve
+from kvstore.flags import SETTINGS, Setting
 
 USAGE_ERROR: Final = 2  # as every other wrong command line
 
@@ -62,7 +63,7 @@ def _parameter(setting: Setting) -> Parameter:
     return Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[str | None, option])
 
 
-# The options of `serve` are config.SETTINGS, so its signature is made from that table.
+# The options of `serve` are flags.SETTINGS, so its signature is made from that table.
 serve.__signature__ = Signature([_parameter(setting) for setting in SETTINGS.values()])  # type: ignore[attr-defined]
 app.command(
     epilog="Each flag is also an environment variable, KVSTORE_DATA_DIR or ETCD_DATA_DIR for --data-dir, "

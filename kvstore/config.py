@@ -1,13 +1,11 @@
-"""Settings of a member: etcd's flags, one table, one frozen result.
+"""Settings of a member: from etcd's flags to one frozen result.
 
 A value is looked for in this order and the first found counts:
 
     --flag  >  KVSTORE_<FLAG>  >  ETCD_<FLAG>  >  the YAML file of --config-file  >  the default
 
-`SETTINGS` is the whole table: the command line, its help, the environment and the file are all read
-through it. A flag of etcd's that this version does not serve stands in it too, with the values that ask
-for what we do anyway (`accepts`); any other value is refused, since a setting that is silently without
-effect is worse than one that is missing. Flags that only tune etcd's own machinery are noted and ignored.
+`flags.SETTINGS` is the whole table. What contradicts itself, or is half of something, is refused here, so that nothing
+is opened by a mistake: a port that its owner believes to ask for certificates does.
 """
 
 import difflib
@@ -19,8 +17,9 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
+from kvstore.flags import FILE_SECTIONS, LOCAL_CLIENT, LOCAL_PEER, REQUEST_BYTES_MAX, SETTINGS, Setting
+
 MEMBER_NAME_MAX: Final = 256
-REQUEST_BYTES_MAX: Final = 1536 * 1024
 GRPC_OVERHEAD_BYTES: Final = 512 * 1024  # the front takes this much more than one request may have
 SNAPSHOT_PACE_MIN: Final = 64 * 1024  # bytes a second: below it a snapshot would never arrive
 HEARTBEATS_PER_ELECTION: Final = 5  # etcd's rule: an election timeout is at least this many heartbeats
@@ -31,161 +30,17 @@ class SettingsError(Exception):
     """A setting is wrong. The message says which one, from where, and what to do."""
 
 
-@dataclass(frozen=True, slots=True)
-class Setting:
-    flag: str
-    kind: str  # text, path, urls, cluster, int, bool, seconds, choice:a|b
-    default: str
-    help: str
-    panel: str
-    accepts: tuple[str, ...] | None = None  # not served: only these values are taken; None: served
-    ignored: bool = False  # any value is taken and has no effect here
-
-
-MEMBER, CLUSTERING, LIMITS, LOGGING = "Member", "Clustering", "Limits", "Logging"
-DEBUGGING, OTHER = "Debugging", "Taken for etcd's sake"
-LOCAL_CLIENT: Final = "http://localhost:2379"
-LOCAL_PEER: Final = "http://localhost:2380"
-
-_SERVED: Final = [
-    Setting("name", "text", "default", "Name of this member, unique in the cluster.", MEMBER),
-    Setting("data-dir", "path", "", "Directory of log and state. Default: <name>.kvstore", MEMBER),
-    Setting("config-file", "path", "", "YAML file whose keys are these flags' names.", MEMBER),
-    Setting("listen-client-urls", "urls", LOCAL_CLIENT, "Where clients are served.", MEMBER),
-    Setting("listen-peer-urls", "urls", LOCAL_PEER, "Where the other members are served.", MEMBER),
-    Setting("heartbeat-interval", "int", "100", "Milliseconds between two heartbeats of a leader.", MEMBER),
-    Setting("election-timeout", "int", "1000", "Milliseconds without a leader before an election.", MEMBER),
-    Setting(
-        "initial-election-tick-advance",
-        "bool",
-        "true",
-        "At start, wait only for the end of an election timeout.",
-        MEMBER,
-    ),
-    Setting("pre-vote", "bool", "true", "Ask whether an election can be won before starting it.", MEMBER),
-    Setting("snapshot-count", "int", "10000", "Log entries between two flushes of the state.", MEMBER),
-    Setting("snapshot-catchup-entries", "int", "5000", "Log entries kept for slow members, at most.", MEMBER),
-    Setting("snapshot-catchup-bytes", "int", str(64 << 20), "Bytes of log kept for slow members, at most.", MEMBER),
-    Setting("snapshot-bytes-per-second", "int", "0", "Pace of a snapshot that is sent; 0: no limit.", MEMBER),
-    Setting("log-segment-bytes", "int", str(64 << 20), "Bytes of log that are removed at once.", MEMBER),
-    Setting("sync", "choice:inline|thread", "inline", "Where the log's fsync runs (see kvstore/DESIGN.md).", MEMBER),
-    Setting("advertise-client-urls", "urls", LOCAL_CLIENT, "Where clients reach this member.", CLUSTERING),
-    Setting("initial-advertise-peer-urls", "urls", LOCAL_PEER, "Where members reach this one.", CLUSTERING),
-    Setting("initial-cluster", "cluster", "", "All first members: name=url,name=url. Default: this one.", CLUSTERING),
-    Setting("initial-cluster-state", "choice:new|existing", "new", "Whether the cluster is a new one.", CLUSTERING),
-    Setting("initial-cluster-token", "text", "etcd-cluster", "Tells clusters with equal URLs apart.", CLUSTERING),
-    Setting(
-        "strict-reconfig-check", "bool", "true", "Refuse member changes that would endanger the quorum.", CLUSTERING
-    ),
-    Setting("experimental-max-learners", "int", "1", "Learners that the cluster may have at once.", CLUSTERING),
-    Setting("max-txn-ops", "int", "128", "Operations in one transaction.", LIMITS),
-    Setting("max-request-bytes", "int", str(REQUEST_BYTES_MAX), "Bytes in one request.", LIMITS),
-    Setting(
-        "experimental-enable-lease-checkpoint",
-        "bool",
-        "false",
-        "Log now and then what is left of long leases, for the next leader.",
-        LIMITS,
-    ),
-    Setting("watch-progress-notify-interval", "seconds", "10m", "Between progress notices of an idle watch.", LIMITS),
-    Setting("log-level", "choice:debug|info|warn|error|panic|fatal", "info", "The least to log.", LOGGING),
-    Setting("log-format", "choice:auto|json|console", "auto", "auto: console on a terminal, else JSON.", LOGGING),
-    Setting("admin-socket", "path", "", "Unix socket for failpoints and a look inside. Default: none.", DEBUGGING),
-    Setting("failpoints", "text", "", "name=action;...: fail there (docs/failpoints.md).", DEBUGGING),
-    Setting("raft-trace", "path", "", "Write each change of the raft state to this file (JSON).", DEBUGGING),
-]
-
-
-def _taken(flag: str, kind: str, *accepts: str) -> Setting:
-    default = accepts[0] if accepts else ""
-    return Setting(flag, kind, default, "Not served yet.", OTHER, accepts=accepts or ("",))
-
-
-def _ignored(flag: str, kind: str = "text") -> Setting:
-    return Setting(flag, kind, "", "Taken; has no effect here.", OTHER, ignored=True)
-
-
-_TLS: Final = [
-    _taken(prefix + flag, kind, *accepts)
-    for prefix in ("", "peer-")
-    for flag, kind, accepts in (
-        ("cert-file", "text", ()),
-        ("key-file", "text", ()),
-        ("trusted-ca-file", "text", ()),
-        ("crl-file", "text", ()),
-        ("client-cert-auth", "bool", ("false",)),
-        ("auto-tls", "bool", ("false",)),
-    )
-    if prefix + flag not in ("crl-file", "peer-client-cert-auth")
-] + [
-    _taken("client-crl-file", "text"),
-    _taken("client-cert-allowed-hostname", "text"),
-    _taken("peer-client-cert-auth", "bool", "false"),
-    _taken("peer-cert-allowed-cn", "text"),
-    _taken("peer-cert-allowed-hostname", "text"),
-    _taken("cipher-suites", "text"),
-]
-TLS_FLAGS: Final = frozenset(setting.flag for setting in _TLS)
-
-_COMPATIBLE: Final = [
-    *_TLS,
-    _taken("wal-dir", "text"),
-    _taken("listen-client-http-urls", "text"),
-    _taken("listen-metrics-urls", "text"),
-    _taken("quota-backend-bytes", "int", "0", "-1"),
-    _taken("auto-compaction-retention", "text", "0", "0s", "0h"),
-    _taken("auto-compaction-mode", "choice:periodic|revision", "periodic", "revision"),
-    _taken("auth-token", "text", "simple"),
-    _taken("force-new-cluster", "bool", "false"),
-    _taken("unsafe-no-fsync", "bool", "false"),
-    _taken("enable-v2v3", "text"),
-    _taken("proxy", "text", "off"),
-    _taken("discovery", "text"),
-    _taken("discovery-srv", "text"),
-    _taken("discovery-proxy", "text"),
-    _taken("enable-pprof", "bool", "false"),
-    _taken("metrics", "text", "basic"),
-    _taken("socket-reuse-port", "bool", "false"),
-    _taken("cors", "text", "", "*"),
-    _taken("host-whitelist", "text", "", "*"),
-    _taken("logger", "text", "zap", ""),
-    _taken("log-outputs", "text", "default", "stderr"),
-    _taken("enable-log-rotation", "bool", "false"),
-    _taken("experimental-initial-corrupt-check", "bool", "false"),
-    _taken("experimental-corrupt-check-time", "text", "0s", "0"),
-    _ignored("experimental-enable-lease-checkpoint-persist", "bool"),  # ours are always persisted
-    _taken("experimental-enable-distributed-tracing", "bool", "false"),
-    _ignored("enable-v2", "bool"),  # test suites pass it to any etcd; the v2 API is simply not there
-    _ignored("socket-reuse-address", "bool"),
-    _ignored("debug", "bool"),
-    *[
-        _ignored(flag)
-        for flag in (
-            "max-snapshots",
-            "max-wals",
-            "backend-batch-limit",
-            "backend-batch-interval",
-            "backend-bbolt-freelist-type",
-            "bcrypt-cost",
-            "auth-token-ttl",
-            "max-concurrent-streams",
-            "grpc-keepalive-min-time",
-            "grpc-keepalive-interval",
-            "grpc-keepalive-timeout",
-            "discovery-fallback",
-            "log-rotation-config-json",
-            "log-package-levels",
-            "experimental-watch-progress-notify-interval",
-            "experimental-warning-apply-duration",
-            "experimental-compaction-batch-limit",
-            "experimental-peer-skip-client-san-verification",
-        )
-    ],
-]
-
-SETTINGS: Final[dict[str, Setting]] = {setting.flag: setting for setting in [*_SERVED, *_COMPATIBLE]}
-
 UNIT_SECONDS: Final = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TlsFiles:
+    """Of the client ports, or of the peers' port. client_auth: who connects must show a certificate of ca_file's."""
+
+    cert_file: Path
+    key_file: Path
+    ca_file: Path | None = None
+    client_auth: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,6 +51,11 @@ class ServerConfig:
     data_dir: Path = Path("default.kvstore")
     listen_client_urls: tuple[str, ...] = (LOCAL_CLIENT,)
     listen_peer_urls: tuple[str, ...] = (LOCAL_PEER,)
+    listen_client_http_urls: tuple[str, ...] = ()  # HTTP/1.1 only; listen_client_urls then serve gRPC only
+    listen_metrics_urls: tuple[str, ...] = ()
+    rpc: str = ""  # one of kvstore.rpc.FRONTS; "": its default
+    client_tls: TlsFiles | None = None
+    peer_tls: TlsFiles | None = None
     advertise_client_urls: tuple[str, ...] = (LOCAL_CLIENT,)
     initial_advertise_peer_urls: tuple[str, ...] = (LOCAL_PEER,)
     initial_cluster: tuple[tuple[str, tuple[str, ...]], ...] = (("default", (LOCAL_PEER,)),)
@@ -216,6 +76,7 @@ class ServerConfig:
     sync: str = "inline"
     max_txn_ops: int = 128
     max_request_bytes: int = REQUEST_BYTES_MAX
+    max_concurrent_streams: int = 2**32 - 1  # of one connection
     watch_progress_notify_interval: float = 600.0  # seconds
     lease_checkpoint: bool = False
     log_level: str = "info"
@@ -263,7 +124,7 @@ def resolve(flags: Mapping[str, str], environment: Mapping[str, str] | None = No
         note = _check_served(SETTINGS[flag], text, origin)
         if note:
             notes.append(note)
-    return _build(_Values(found), tuple(notes))
+    return _build(_Values(found), notes)
 
 
 def _known(flag: str, origin: str) -> None:
@@ -289,12 +150,23 @@ def _read_file(path: Path) -> dict[str, str]:
     values: dict[str, str] = {}
     for key, value in document.items():
         flag = str(key)
-        if flag in ("client-transport-security", "peer-transport-security"):
-            if value:
-                raise SettingsError(f"{flag} in {path}: TLS is not served yet; leave it out")
+        if flag in FILE_SECTIONS:
+            values |= _read_section(flag, value, path)
             continue
         _known(flag, f"{flag} in {path}")
         values[flag] = _as_text(value, f"{flag} in {path}")
+    return values
+
+
+def _read_section(section: str, content: object, path: Path) -> dict[str, str]:
+    """As etcd's file has it: cert-file in peer-transport-security is --peer-cert-file."""
+    if not isinstance(content, dict | None):
+        raise SettingsError(f"{section} in {path}: `flag: value` lines are needed")
+    values = {}
+    for key, value in (content or {}).items():
+        flag, origin = f"{FILE_SECTIONS[section]}{key}", f"{section}: {key} in {path}"
+        _known(flag, origin)
+        values[flag] = _as_text(value, origin)
     return values
 
 
@@ -317,8 +189,6 @@ def _check_served(setting: Setting, text: str, origin: str) -> str:
     if setting.accepts is None:
         return ""
     value = _lower_bool(text) if setting.kind == "bool" else text
-    if setting.flag in TLS_FLAGS and value not in setting.accepts:
-        raise SettingsError(f"{origin}: TLS is not served yet; leave it out and use http:// URLs")
     if value not in setting.accepts:
         allowed = " or ".join(repr(value) for value in setting.accepts if value)
         hint = f"; leave it out or set it to {allowed}" if allowed else "; leave it out"
@@ -347,7 +217,7 @@ class _Values:
         kind = SETTINGS[flag].kind
         if kind.startswith("choice:"):
             choices = kind.removeprefix("choice:").split("|")
-            if text not in choices:
+            if text not in choices and text != SETTINGS[flag].default:
                 raise SettingsError(f"{origin}={text}: one of {', '.join(choices)} is needed")
         return text
 
@@ -385,7 +255,10 @@ class _Values:
         return sum(float(number) * UNIT_SECONDS[unit] for number, unit in parts)
 
     def urls(self, flag: str) -> tuple[str, ...]:
-        urls = tuple(part.strip() for part in self.text(flag).split(","))
+        text = self.text(flag)
+        urls = tuple(part.strip() for part in text.split(",")) if text else ()
+        if not urls and SETTINGS[flag].default:
+            raise self.error(flag, "a URL is needed")
         for url in urls:
             problem = url_problem(url)
             if problem:
@@ -400,9 +273,7 @@ def url_problem(url: str) -> str:
         port = parts.port
     except ValueError as error:
         return str(error)
-    if parts.scheme in ("https", "unixs"):
-        return "TLS is not served yet; use http://"
-    if parts.scheme != "http":
+    if parts.scheme not in ("http", "https"):
         return "a URL such as http://127.0.0.1:2379 is needed"
     if not parts.hostname or port is None:
         return "host and port are needed, such as http://127.0.0.1:2379"
@@ -420,7 +291,56 @@ def _pace(values: _Values) -> int:
     return pace
 
 
-def _build(values: _Values, notes: tuple[str, ...]) -> ServerConfig:
+CLIENT_LISTENERS: Final = ("listen-client-urls", "listen-client-http-urls", "listen-metrics-urls")
+PEER_LISTENERS: Final = ("listen-peer-urls",)
+
+
+def _check_listeners(values: _Values) -> None:
+    seen: dict[str, str] = {}
+    for flag in (*CLIENT_LISTENERS, *PEER_LISTENERS):
+        for url in values.urls(flag):
+            address = url.partition("://")[2].rstrip("/")
+            if address in seen and not address.endswith(":0"):
+                raise values.error(flag, f"{url}: --{seen[address]} listens there already")
+            seen[address] = flag
+    if len({url.partition("://")[0] for url in values.urls("listen-peer-urls")}) > 1:
+        raise values.error("listen-peer-urls", "http:// and https:// cannot be mixed: a peer's port speaks one of them")
+
+
+def _tls(values: _Values, prefix: str, listeners: tuple[str, ...], notes: list[str]) -> TlsFiles | None:
+    """The files behind the listeners' https:// URLs."""
+    cert_flag, key_flag, ca_flag, auth_flag = (
+        prefix + name for name in ("cert-file", "key-file", "trusted-ca-file", "client-cert-auth")
+    )
+    cert, key, ca = (values.path(flag) for flag in (cert_flag, key_flag, ca_flag))
+    auth = values.boolean(auth_flag)
+    urls = [(flag, url) for flag in listeners for url in values.urls(flag)]
+    secure = [(flag, url) for flag, url in urls if url.startswith("https://")]
+    if (cert is None) != (key is None):
+        given, missing = (cert_flag, key_flag) if key is None else (key_flag, cert_flag)
+        raise values.error(given, f"--{missing} is needed too")
+    if auth and ca is None:
+        raise values.error(auth_flag, f"--{ca_flag} is needed too: whose certificates are to be believed?")
+    if secure and cert is None:
+        flag, url = secure[0]
+        raise values.error(flag, f"{url}: https:// needs --{cert_flag} and --{key_flag}")
+    if ca is not None and not secure:
+        raise values.error(
+            auth_flag if auth else ca_flag,
+            f"nobody is asked for a certificate at {urls[0][1]}: give --{urls[0][0]} an https:// URL, or leave it out",
+        )
+    if cert is None or key is None:
+        return None
+    # etcd says so too, and goes on.
+    notes += [
+        f"--{flag}: {url} does not speak TLS, --{cert_flag} has no effect there"
+        for flag, url in urls
+        if (flag, url) not in secure
+    ]
+    return TlsFiles(cert_file=cert, key_file=key, ca_file=ca, client_auth=ca is not None)
+
+
+def _build(values: _Values, notes: list[str]) -> ServerConfig:
     name = values.text("name")
     if not name or len(name) > MEMBER_NAME_MAX or "=" in name or "," in name:
         raise values.error(
@@ -435,11 +355,19 @@ def _build(values: _Values, notes: tuple[str, ...]) -> ServerConfig:
             "election-timeout", f"{election} ms must be at least 5 times --heartbeat-interval ({heartbeat} ms)"
         )
     peer_urls = values.urls("initial-advertise-peer-urls")
+    _check_listeners(values)
+    client_tls = _tls(values, "", CLIENT_LISTENERS, notes)
+    peer_tls = _tls(values, "peer-", PEER_LISTENERS, notes)
     return ServerConfig(
         name=name,
         data_dir=Path(values.text("data-dir") or f"{name}.kvstore"),
         listen_client_urls=values.urls("listen-client-urls"),
         listen_peer_urls=values.urls("listen-peer-urls"),
+        listen_client_http_urls=values.urls("listen-client-http-urls"),
+        listen_metrics_urls=values.urls("listen-metrics-urls"),
+        rpc=values.text("rpc"),
+        client_tls=client_tls,
+        peer_tls=peer_tls,
         advertise_client_urls=values.urls("advertise-client-urls"),
         initial_advertise_peer_urls=peer_urls,
         initial_cluster=_initial_cluster(values, name, peer_urls),
@@ -460,6 +388,7 @@ def _build(values: _Values, notes: tuple[str, ...]) -> ServerConfig:
         sync=values.text("sync"),
         max_txn_ops=values.integer("max-txn-ops", 1, 100_000),
         max_request_bytes=values.integer("max-request-bytes", 1, 64 * 1024 * 1024),
+        max_concurrent_streams=values.integer("max-concurrent-streams", 1, 2**32 - 1),
         lease_checkpoint=values.boolean("experimental-enable-lease-checkpoint"),
         watch_progress_notify_interval=max(values.seconds("watch-progress-notify-interval"), 0.1),
         log_level=values.text("log-level"),
@@ -467,7 +396,7 @@ def _build(values: _Values, notes: tuple[str, ...]) -> ServerConfig:
         admin_socket=values.path("admin-socket"),
         failpoints=values.text("failpoints"),
         raft_trace=values.path("raft-trace"),
-        notes=notes,
+        notes=tuple(notes),
     )
 
 

@@ -8,4 +8,5 @@ from typing import Final
 
 VERSION: Final = "0.1.0"  # ours; the same as in pyproject.toml
 ETCD_VERSION: Final = "3.6.0"  # "version" in StatusResponse and in GET /version
+CLUSTER_VERSION: Final = "3.6.0"
 STORAGE_VERSION: Final = "3.6.0"

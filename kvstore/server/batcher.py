@@ -99,6 +99,7 @@ class Batcher(ProposalSource):
         self._deadlines = Deadlines()
         self._applied_term = 0
         self._stopped = False
+        self.failed = 0  # requests that were taken and got no result, since the start
 
     @property
     def waiting(self) -> int:
@@ -262,6 +263,7 @@ class Batcher(ProposalSource):
         for waiting in due:
             del self._waiting[waiting.sequence]
             waiting.done(self._timeout_error(waiting.since))
+        self.failed += len(due)
 
     def stop(self) -> None:
         """Nobody will be answered by apply any more."""
@@ -272,3 +274,4 @@ class Batcher(ProposalSource):
         for waiting in lost:
             self._waiting.pop(waiting.sequence, None)
             waiting.done(error)
+        self.failed += len(lost)

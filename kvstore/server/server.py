@@ -210,6 +210,10 @@ class KvServer:
         """Of our own clients, without an answer."""
         return self._batcher.waiting
 
+    @property
+    def failed_requests(self) -> int:
+        return self._batcher.failed
+
     def header(self, revision: int) -> bytes:
         """An answer's field 1, ready to be followed by its body."""
         cached_revision, cached_term, encoded = self._header

@@ -37,14 +37,15 @@ def test_serve_help_lists_the_settings() -> None:
     text = kvstore("serve", "--help").stdout
     for flag in ("--name", "--data-dir", "--initial-cluster", "--snapshot-count", "--election-timeout"):
         assert flag in text
-    assert "--cert-file" not in text  # not served, so not offered
+    assert "--cert-file" in text
+    assert "--auto-tls" not in text  # not served, so not offered
 
 
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
         (["serve", "--snapshot-cont=3"], "--snapshot-count"),
-        (["serve", "--cert-file=x"], "TLS is not served yet"),
+        (["serve", "--cert-file=x"], "--key-file is needed too"),
         (["serve", "--heartbeat-interval=x"], "'x' is not a whole number"),
         (["local", "--size=0"], "--size"),
         (["sevre"], "serve"),

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from kvstore.config import SETTINGS, ServerConfig, SettingsError, resolve
+from kvstore.config import ServerConfig, SettingsError, TlsFiles, resolve
+from kvstore.flags import SETTINGS
 
 
 def test_without_flags_it_is_one_member_with_etcds_defaults() -> None:
@@ -78,7 +79,10 @@ def test_the_members_are_sorted_and_one_may_have_two_urls() -> None:
         ({"snapshot-count": "0"}, "--snapshot-count: 0 is not in 1.."),
         ({"pre-vote": "maybe"}, "--pre-vote: 'maybe' is neither true nor false"),
         ({"initial-cluster-state": "old"}, "one of new, existing is needed"),
-        ({"listen-peer-urls": "https://a:2380"}, "TLS is not served yet"),
+        ({"listen-peer-urls": ""}, "--listen-peer-urls: a URL is needed"),
+        ({"listen-metrics-urls": "unix:///x"}, "a URL such as http://127.0.0.1:2379"),
+        ({"rpc": "grpc"}, "one of nghttp2, grpcio is needed"),
+        ({"max-concurrent-streams": "0"}, "--max-concurrent-streams: 0 is not in 1.."),
         ({"listen-peer-urls": "a:2380"}, "a URL such as http://127.0.0.1:2379 is needed"),
         ({"listen-peer-urls": "http://a"}, "host and port are needed"),
         ({"listen-peer-urls": "http://a:99999"}, "ort"),
@@ -91,8 +95,8 @@ def test_the_members_are_sorted_and_one_may_have_two_urls() -> None:
         ({"initial-cluster": "default=http://b:1"}, "but --initial-advertise-peer-urls is http://localhost:2380"),
         ({"initial-cluster": "default"}, "name=url is needed"),
         ({"initial-cluster": "default=http://b:1,b=http://b:1"}, "one URL stands there twice"),
-        ({"cert-file": "x.pem"}, "--cert-file: TLS is not served yet"),
-        ({"peer-auto-tls": "true"}, "--peer-auto-tls: TLS is not served yet"),
+        ({"peer-auto-tls": "true"}, "--peer-auto-tls=true: not served by this version"),
+        ({"client-crl-file": "x"}, "--client-crl-file=x: not served by this version"),
         ({"quota-backend-bytes": "8589934592"}, "--quota-backend-bytes=8589934592: not served by this version"),
         ({"auto-compaction-retention": "1"}, "leave it out or set it to '0'"),
         ({"force-new-cluster": "true"}, "not served by this version"),
@@ -113,7 +117,10 @@ def test_a_wrong_setting_is_named_with_what_to_do(flags: dict[str, str], text: s
         ("- a", "must hold `flag: value` lines"),
         ("a: [", "is not YAML"),
         ("name: {a: b}", "a text, a number, a list or true/false is needed"),
-        ("client-transport-security: {cert-file: x}", "TLS is not served yet"),
+        ("client-transport-security: {cert-file: x}", "cert-file in {file}: --key-file is needed too"),
+        ("peer-transport-security: [x]", "peer-transport-security in {file}: `flag: value` lines are needed"),
+        ("peer-transport-security: {cert: x}", "cert in {file}: there is no such setting"),
+        ("peer-transport-security: {auto-tls: true}", "auto-tls in {file}=true: not served by this version"),
     ],
 )
 def test_a_wrong_file_is_named(tmp_path: Path, content: str, text: str) -> None:
@@ -145,3 +152,114 @@ def test_a_variable_that_is_no_setting_is_noted_and_an_empty_one_is_not_set() ->
 )
 def test_durations(text: str, seconds: float) -> None:
     assert resolve({"watch-progress-notify-interval": text}, {}).watch_progress_notify_interval == seconds
+
+
+# TLS and listeners
+
+SECURE = {"listen-client-urls": "https://127.0.0.1:1", "advertise-client-urls": "https://127.0.0.1:1"}
+SECURE_PEER = {
+    "listen-peer-urls": "https://127.0.0.1:2",
+    "initial-advertise-peer-urls": "https://127.0.0.1:2",
+}
+PAIR = {"cert-file": "c", "key-file": "k"}
+PEER_PAIR = {"peer-cert-file": "c", "peer-key-file": "k"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "client", "peer"),
+    [
+        ({}, None, None),
+        ({**SECURE, **PAIR}, TlsFiles(cert_file=Path("c"), key_file=Path("k")), None),
+        ({**SECURE_PEER, **PEER_PAIR}, None, TlsFiles(cert_file=Path("c"), key_file=Path("k"))),
+        (
+            {**SECURE, **PAIR, "client-cert-auth": "true", "trusted-ca-file": "a"},
+            TlsFiles(cert_file=Path("c"), key_file=Path("k"), ca_file=Path("a"), client_auth=True),
+            None,
+        ),
+        (  # etcd asks for a certificate as soon as it knows whose to believe
+            {**SECURE_PEER, **PEER_PAIR, "peer-trusted-ca-file": "a"},
+            None,
+            TlsFiles(cert_file=Path("c"), key_file=Path("k"), ca_file=Path("a"), client_auth=True),
+        ),
+        (
+            {**PAIR, "listen-metrics-urls": "https://127.0.0.1:3"},
+            TlsFiles(cert_file=Path("c"), key_file=Path("k")),
+            None,
+        ),
+    ],
+)
+def test_tls_files(flags: dict[str, str], client: TlsFiles | None, peer: TlsFiles | None) -> None:
+    config = resolve(flags, {})
+    assert (config.client_tls, config.peer_tls) == (client, peer)
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        (SECURE, "--listen-client-urls: https://127.0.0.1:1: https:// needs --cert-file and --key-file"),
+        (SECURE_PEER, "--listen-peer-urls: https://127.0.0.1:2: https:// needs --peer-cert-file and --peer-key-file"),
+        ({**SECURE_PEER, **PAIR}, "https:// needs --peer-cert-file"),
+        ({"listen-metrics-urls": "https://a:3"}, "https:// needs --cert-file"),
+        ({"listen-client-http-urls": "https://a:3"}, "https:// needs --cert-file"),
+        ({**SECURE, "cert-file": "c"}, "--cert-file: --key-file is needed too"),
+        ({**SECURE, "key-file": "k"}, "--key-file: --cert-file is needed too"),
+        ({"peer-cert-file": "c"}, "--peer-cert-file: --peer-key-file is needed too"),
+        ({**SECURE, **PAIR, "client-cert-auth": "true"}, "--client-cert-auth: --trusted-ca-file is needed too"),
+        (
+            {**SECURE_PEER, **PEER_PAIR, "peer-client-cert-auth": "true"},
+            "--peer-client-cert-auth: --peer-trusted-ca-file is needed too",
+        ),
+        (
+            {**PAIR, "client-cert-auth": "true", "trusted-ca-file": "a"},
+            "--client-cert-auth: nobody is asked for a certificate at http://localhost:2379",
+        ),
+        ({**PAIR, "trusted-ca-file": "a"}, "--trusted-ca-file: nobody is asked for a certificate"),
+        ({"trusted-ca-file": "a"}, "--trusted-ca-file: nobody is asked for a certificate"),
+        ({"client-cert-auth": "maybe"}, "'maybe' is neither true nor false"),
+        (
+            {**PEER_PAIR, "listen-peer-urls": "https://127.0.0.1:2,http://127.0.0.1:4"},
+            "--listen-peer-urls: http:// and https:// cannot be mixed",
+        ),
+        (
+            {"listen-metrics-urls": "http://localhost:2379"},
+            "--listen-metrics-urls: http://localhost:2379: --listen-client-urls listens there already",
+        ),
+        ({"listen-client-http-urls": "http://localhost:2380/"}, "listens there already"),
+    ],
+)
+def test_half_of_tls_is_none(flags: dict[str, str], text: str) -> None:
+    with pytest.raises(SettingsError) as error:
+        resolve(flags, {})
+    assert text in str(error.value)
+
+
+def test_tls_by_the_environment_and_by_etcds_sections(tmp_path: Path) -> None:
+    file = tmp_path / "member.yaml"
+    file.write_text(
+        "listen-client-urls: https://127.0.0.1:1\nadvertise-client-urls: https://127.0.0.1:1\n"
+        "listen-peer-urls: https://127.0.0.1:2\n"
+        "client-transport-security:\n  cert-file: c\n  key-file: file\n  client-cert-auth: true\n"
+        "  trusted-ca-file: a\n  auto-tls: false\n"
+        "peer-transport-security:\n  cert-file: pc\n  key-file: pk\n"
+    )
+    environment = {"ETCD_CONFIG_FILE": str(file), "KVSTORE_KEY_FILE": "ours", "ETCD_KEY_FILE": "etcds"}
+    config = resolve({}, environment)
+    assert config.client_tls == TlsFiles(
+        cert_file=Path("c"), key_file=Path("ours"), ca_file=Path("a"), client_auth=True
+    )
+    assert config.peer_tls == TlsFiles(cert_file=Path("pc"), key_file=Path("pk"))
+
+
+def test_http_beside_https_is_taken_with_a_note() -> None:
+    """As etcd, which ignores the certificate there."""
+    config = resolve({**SECURE, **PAIR, "listen-client-http-urls": "http://127.0.0.1:3"}, {})
+    assert config.notes == (
+        "--listen-client-http-urls: http://127.0.0.1:3 does not speak TLS, --cert-file has no effect there",
+    )
+    assert config.listen_client_http_urls == ("http://127.0.0.1:3",)
+
+
+def test_the_front_is_a_flag_and_an_environment_variable() -> None:
+    assert resolve({"rpc": "grpcio"}, {}).rpc == "grpcio"
+    assert resolve({}, {"KVSTORE_RPC": "nghttp2"}).rpc == "nghttp2"
+    assert resolve({}, {}).rpc == ""

@@ -87,7 +87,7 @@ async def test_what_etcd_refuses(tmp_path: Path) -> None:
         ports = free_ports(3)
         first, second, third = [f"http://127.0.0.1:{port}" for port in ports]
         urls = {one.id: one.server.config.initial_advertise_peer_urls[0] for one in live.running}
-        for bad in ([], ["x"], ["http://a"], ["http://a:1/"], ["https://a:1"]):
+        for bad in ([], ["x"], ["http://a"], ["http://a:1/"], ["ftp://a:1"]):
             assert await refused(cluster.MemberAdd(pb.MemberAddRequest(peerURLs=bad))) == errors.MEMBER_BAD_URLS
         taken = pb.MemberAddRequest(peerURLs=[urls[leader.id]])
         assert await refused(cluster.MemberAdd(taken)) == errors.PEER_URL_EXISTS

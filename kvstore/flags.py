@@ -1,0 +1,174 @@
+"""The flags of a member: etcd's names, one table.
+
+The command line, its help, the environment and the YAML file are all read through `SETTINGS` (kvstore/config.py). A
+flag of etcd's that this version does not serve stands in it too, with the values that ask for what we do anyway
+(`accepts`); any other value is refused, since a setting that is silently without effect is worse than one that is
+missing. Flags that only tune etcd's own machinery are noted and ignored.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+REQUEST_BYTES_MAX: Final = 1536 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    flag: str
+    kind: str  # text, path, urls, cluster, int, bool, seconds, choice:a|b
+    default: str
+    help: str
+    panel: str
+    accepts: tuple[str, ...] | None = None  # not served: only these values are taken; None: served
+    ignored: bool = False  # any value is taken and has no effect here
+
+
+MEMBER, CLUSTERING, SECURITY, LIMITS, LOGGING = "Member", "Clustering", "Security", "Limits", "Logging"
+DEBUGGING, OTHER = "Debugging", "Taken for etcd's sake"
+LOCAL_CLIENT: Final = "http://localhost:2379"
+LOCAL_PEER: Final = "http://localhost:2380"
+
+_SERVED: Final = [
+    Setting("name", "text", "default", "Name of this member, unique in the cluster.", MEMBER),
+    Setting("data-dir", "path", "", "Directory of log and state. Default: <name>.kvstore", MEMBER),
+    Setting("config-file", "path", "", "YAML file whose keys are these flags' names.", MEMBER),
+    Setting("listen-client-urls", "urls", LOCAL_CLIENT, "Where clients are served.", MEMBER),
+    Setting("listen-peer-urls", "urls", LOCAL_PEER, "Where the other members are served.", MEMBER),
+    Setting("listen-client-http-urls", "urls", "", "Serve HTTP/1.1 here and no longer beside gRPC.", MEMBER),
+    Setting("listen-metrics-urls", "urls", "", "Serve /metrics and /health here too.", MEMBER),
+    Setting("rpc", "choice:nghttp2|grpcio", "", "Which gRPC carries clients and peers; empty: the fastest.", MEMBER),
+    Setting("heartbeat-interval", "int", "100", "Milliseconds between two heartbeats of a leader.", MEMBER),
+    Setting("election-timeout", "int", "1000", "Milliseconds without a leader before an election.", MEMBER),
+    Setting(
+        "initial-election-tick-advance",
+        "bool",
+        "true",
+        "At start, wait only for the end of an election timeout.",
+        MEMBER,
+    ),
+    Setting("pre-vote", "bool", "true", "Ask whether an election can be won before starting it.", MEMBER),
+    Setting("snapshot-count", "int", "10000", "Log entries between two flushes of the state.", MEMBER),
+    Setting("snapshot-catchup-entries", "int", "5000", "Log entries kept for slow members, at most.", MEMBER),
+    Setting("snapshot-catchup-bytes", "int", str(64 << 20), "Bytes of log kept for slow members, at most.", MEMBER),
+    Setting("snapshot-bytes-per-second", "int", "0", "Pace of a snapshot that is sent; 0: no limit.", MEMBER),
+    Setting("log-segment-bytes", "int", str(64 << 20), "Bytes of log that are removed at once.", MEMBER),
+    Setting("sync", "choice:inline|thread", "inline", "Where the log's fsync runs (see kvstore/DESIGN.md).", MEMBER),
+    Setting("advertise-client-urls", "urls", LOCAL_CLIENT, "Where clients reach this member.", CLUSTERING),
+    Setting("initial-advertise-peer-urls", "urls", LOCAL_PEER, "Where members reach this one.", CLUSTERING),
+    Setting("initial-cluster", "cluster", "", "All first members: name=url,name=url. Default: this one.", CLUSTERING),
+    Setting("initial-cluster-state", "choice:new|existing", "new", "Whether the cluster is a new one.", CLUSTERING),
+    Setting("initial-cluster-token", "text", "etcd-cluster", "Tells clusters with equal URLs apart.", CLUSTERING),
+    Setting(
+        "strict-reconfig-check", "bool", "true", "Refuse member changes that would endanger the quorum.", CLUSTERING
+    ),
+    Setting("experimental-max-learners", "int", "1", "Learners that the cluster may have at once.", CLUSTERING),
+    Setting("cert-file", "path", "", "Certificate for https:// client URLs (PEM).", SECURITY),
+    Setting("key-file", "path", "", "Its key.", SECURITY),
+    Setting("client-cert-auth", "bool", "false", "Clients must show a certificate.", SECURITY),
+    Setting("trusted-ca-file", "path", "", "Whose certificates clients may show; asks for one, as in etcd.", SECURITY),
+    Setting("peer-cert-file", "path", "", "Certificate for https:// peer URLs, shown to peers as well.", SECURITY),
+    Setting("peer-key-file", "path", "", "Its key.", SECURITY),
+    Setting("peer-client-cert-auth", "bool", "false", "Peers must show a certificate.", SECURITY),
+    Setting("peer-trusted-ca-file", "path", "", "Whose certificates peers must have. Default: the system's.", SECURITY),
+    Setting("max-concurrent-streams", "int", str(2**32 - 1), "Calls at once on one client's connection.", LIMITS),
+    Setting("max-txn-ops", "int", "128", "Operations in one transaction.", LIMITS),
+    Setting("max-request-bytes", "int", str(REQUEST_BYTES_MAX), "Bytes in one request.", LIMITS),
+    Setting(
+        "experimental-enable-lease-checkpoint",
+        "bool",
+        "false",
+        "Log now and then what is left of long leases, for the next leader.",
+        LIMITS,
+    ),
+    Setting("watch-progress-notify-interval", "seconds", "10m", "Between progress notices of an idle watch.", LIMITS),
+    Setting("log-level", "choice:debug|info|warn|error|panic|fatal", "info", "The least to log.", LOGGING),
+    Setting("log-format", "choice:auto|json|console", "auto", "auto: console on a terminal, else JSON.", LOGGING),
+    Setting("admin-socket", "path", "", "Unix socket for failpoints and a look inside. Default: none.", DEBUGGING),
+    Setting("failpoints", "text", "", "name=action;...: fail there (docs/failpoints.md).", DEBUGGING),
+    Setting("raft-trace", "path", "", "Write each change of the raft state to this file (JSON).", DEBUGGING),
+]
+
+
+def _taken(flag: str, kind: str, *accepts: str) -> Setting:
+    default = accepts[0] if accepts else ""
+    return Setting(flag, kind, default, "Not served yet.", OTHER, accepts=accepts or ("",))
+
+
+def _ignored(flag: str, kind: str = "text") -> Setting:
+    return Setting(flag, kind, "", "Taken; has no effect here.", OTHER, ignored=True)
+
+
+_COMPATIBLE: Final = [
+    *[
+        _taken(prefix + flag, kind, *accepts)
+        for prefix in ("", "peer-")
+        for flag, kind, accepts in (
+            ("client-cert-file", "text", ()),
+            ("client-key-file", "text", ()),
+            ("auto-tls", "bool", ("false",)),
+        )
+    ],
+    _taken("client-crl-file", "text"),
+    _taken("client-cert-allowed-hostname", "text"),
+    _taken("peer-crl-file", "text"),
+    _taken("peer-cert-allowed-cn", "text"),
+    _taken("peer-cert-allowed-hostname", "text"),
+    _taken("self-signed-cert-validity", "text", "1"),
+    _taken("cipher-suites", "text"),
+    _taken("tls-min-version", "text", "", "TLS1.2"),
+    _taken("tls-max-version", "text", ""),
+    _taken("wal-dir", "text"),
+    _taken("quota-backend-bytes", "int", "0", "-1"),
+    _taken("auto-compaction-retention", "text", "0", "0s", "0h"),
+    _taken("auto-compaction-mode", "choice:periodic|revision", "periodic", "revision"),
+    _taken("auth-token", "text", "simple"),
+    _taken("force-new-cluster", "bool", "false"),
+    _taken("unsafe-no-fsync", "bool", "false"),
+    _taken("enable-v2v3", "text"),
+    _taken("proxy", "text", "off"),
+    _taken("discovery", "text"),
+    _taken("discovery-srv", "text"),
+    _taken("discovery-proxy", "text"),
+    _taken("enable-pprof", "bool", "false"),
+    _taken("metrics", "text", "basic"),
+    _taken("socket-reuse-port", "bool", "false"),
+    _taken("cors", "text", "", "*"),
+    _taken("host-whitelist", "text", "", "*"),
+    _taken("logger", "text", "zap", ""),
+    _taken("log-outputs", "text", "default", "stderr"),
+    _taken("enable-log-rotation", "bool", "false"),
+    _taken("experimental-initial-corrupt-check", "bool", "false"),
+    _taken("experimental-corrupt-check-time", "text", "0s", "0"),
+    _ignored("experimental-enable-lease-checkpoint-persist", "bool"),  # ours are always persisted
+    _taken("experimental-enable-distributed-tracing", "bool", "false"),
+    _ignored("enable-v2", "bool"),  # test suites pass it to any etcd; the v2 API is simply not there
+    _ignored("socket-reuse-address", "bool"),
+    _ignored("debug", "bool"),
+    *[
+        _ignored(flag)
+        for flag in (
+            "max-snapshots",
+            "max-wals",
+            "backend-batch-limit",
+            "backend-batch-interval",
+            "backend-bbolt-freelist-type",
+            "bcrypt-cost",
+            "auth-token-ttl",
+            "grpc-keepalive-min-time",
+            "grpc-keepalive-interval",
+            "grpc-keepalive-timeout",
+            "discovery-fallback",
+            "log-rotation-config-json",
+            "log-package-levels",
+            "experimental-watch-progress-notify-interval",
+            "experimental-warning-apply-duration",
+            "experimental-compaction-batch-limit",
+            "experimental-peer-skip-client-san-verification",
+        )
+    ],
+]
+
+SETTINGS: Final[dict[str, Setting]] = {setting.flag: setting for setting in [*_SERVED, *_COMPATIBLE]}
+
+# Sections of etcd's YAML file: each key is a flag behind the prefix.
+FILE_SECTIONS: Final = {"client-transport-security": "", "peer-transport-security": "peer-"}
