@@ -1,10 +1,11 @@
 """Fixtures of the conformance suite: `ends` for each pair of fronts (pairs.py)."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
+import structlog
 
 from tests.kvstore.rpc.certificates import Authority
 from tests.kvstore.rpc.ends import Ends, Files
@@ -32,6 +33,16 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         loop = next(name for name in LOOPS if name in callspec.id)
         if not is_default(pair, loop, item.get_closest_marker("also_tls") is not None):
             item.add_marker(pytest.mark.long)
+
+
+@pytest.fixture(autouse=True)
+def plain_tracebacks() -> Iterator[None]:
+    """Handlers fail here on purpose, and structlog's own rendering of a traceback takes a second."""
+    before = structlog.get_config()
+    renderer = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+    structlog.configure(processors=[*before["processors"][:-1], renderer])
+    yield
+    structlog.configure(**before)
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """Which server meets which client: the one list of combinations that the conformance suite runs over.
 
-`make test` runs the pairs of the default front (on uvloop, plain; tests marked `also_tls` over TLS too), the marker `long`
-keeps the rest for `make test-all`. A front that is not there is skipped by name, and runs as soon as it is.
+`make test` runs the pairs of the default front (on uvloop, plain; tests marked `also_tls` over TLS too), the marker
+`long` keeps the rest for `make test-all`. A front that is not there is skipped by name, and runs as soon as it is.
 """
 
 import asyncio
