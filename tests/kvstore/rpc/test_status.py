@@ -25,6 +25,12 @@ TEXTS = [
 ]
 
 
+async def consumed(requests: Any) -> None:
+    """To a client that is still writing, grpcio's calls tell "Internal error from Core" instead of the status."""
+    if not isinstance(requests, bytes):
+        assert [request async for request in requests] == [b""]
+
+
 @pytest.mark.parametrize("text", TEXTS, ids=lambda text: repr(text)[:14])
 async def test_a_text_arrives_as_it_was(ends: Ends, text: str) -> None:
     async def fail(request: bytes, context: Any) -> bytes:
@@ -117,11 +123,13 @@ async def test_abort_ends_the_handler(ends: Ends) -> None:
 
 
 async def test_abort_in_each_arity(ends: Ends) -> None:
-    async def unary(_: Any, context: Any) -> bytes:
+    async def unary(requests: Any, context: Any) -> bytes:
+        await consumed(requests)
         await context.abort(Code.ABORTED, "enough", (("x-why", "test"),))
         raise AssertionError
 
-    async def stream(_: Any, context: Any) -> AsyncIterator[bytes]:
+    async def stream(requests: Any, context: Any) -> AsyncIterator[bytes]:
+        await consumed(requests)
         yield b"one"
         yield b"two"
         await context.abort(Code.ABORTED, "enough", (("x-why", "test"),))
@@ -144,12 +152,11 @@ async def test_an_exception_is_unknown(
     """Of a server with grpc.aio's surface; an RpcServer says INTERNAL (test_rpc_server.py)."""
 
     async def unary(requests: Any, context: Any) -> bytes:
-        if not isinstance(requests, bytes):
-            # To a client that is still writing, grpcio's calls tell "Internal error from Core" instead of the status.
-            assert [request async for request in requests] == [b""]
+        await consumed(requests)
         raise ValueError("of the test")
 
-    async def stream(_: Any, context: Any) -> AsyncIterator[bytes]:
+    async def stream(requests: Any, context: Any) -> AsyncIterator[bytes]:
+        await consumed(requests)
         yield b"one"
         raise ValueError("of the test")
 
