@@ -91,7 +91,7 @@ class ServicerContext:
     async def send_initial_metadata(self, initial_metadata: Any) -> None:
         self._check()
         if self._stream.has_head:
-            raise grpc.aio.InternalError("Send initial metadata failed: already sent")
+            raise grpc.aio.UsageError("Send initial metadata failed: already sent")
         self._stream.send_head(tuple(metadata.encode(initial_metadata)))
 
     def set_trailing_metadata(self, trailing_metadata: Any) -> None:

@@ -228,7 +228,9 @@ class HandlerStream(ServerStream):
             if self.is_ended:
                 return
             log.exception("handler failed", method=self.method.path)
-            self.finish(KvError(Code.UNKNOWN, f"Unexpected {type(error)}: {error}"), context.take_trailing_metadata())
+            chosen = context.error()
+            code = Code.UNKNOWN if chosen is None else chosen.code
+            self.finish(KvError(code, f"Unexpected {type(error)}: {error}"), context.take_trailing_metadata())
 
     async def _behave(self, context: ServicerContext) -> None:
         handler, behaviour = self.method.handler, self.method.behaviour
@@ -263,9 +265,4 @@ class HandlerStream(ServerStream):
 
     def _parsed(self, message: bytes) -> Any:
         deserializer = self.method.handler.request_deserializer
-        if deserializer is None:
-            return message
-        try:
-            return deserializer(message)
-        except Exception as error:
-            raise KvError(Code.INTERNAL, f"grpc: error unmarshalling request: {error}") from error
+        return message if deserializer is None else deserializer(message)
