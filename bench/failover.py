@@ -1,4 +1,4 @@
-"""How long no write goes through when the leader changes: `make bench-failover`. Ours beside etcd's, in one run.
+"""How long no write goes through when the leader changes: `make bench-failover`, and the row `failover`.
 
     planned   Maintenance.MoveLeader to another member
     kill -9   of the leader's process
@@ -17,113 +17,45 @@ import contextlib
 import os
 import random
 import statistics
-import tempfile
 import time
-from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Final
 
-import grpc
-
 from bench import report
-from kvstore.pb import rpc_pb2, rpc_pb2_grpc
-from tests.conformance.etcd import EtcdCluster
-from tests.e2e.cluster import Cluster
+from bench.channel import Channel, dial
+from bench.clusters import ELECTION_MS, HEARTBEAT_MS, Members, cluster
+from bench.measure import Numbers, RefusedError, Scene
+from bench.messages import PUT, Keys
+from kvstore.pb import rpc_pb2 as pb
 
 EVENTS: Final = ("planned", "kill -9")
 EVERY_SECONDS: Final = 0.005
 BEFORE_SECONDS: Final = 0.3  # of undisturbed writes
 AFTER_SECONDS: Final = 0.5  # of writes that go through again
 LIMIT_SECONDS: Final = 20.0
-HEARTBEAT_MS, ELECTION_MS = 100, 1000
-OPTIONS: Final = [
-    ("grpc.use_local_subchannel_pool", 1),
-    ("grpc.initial_reconnect_backoff_ms", 50),
-    ("grpc.min_reconnect_backoff_ms", 50),
-    ("grpc.max_reconnect_backoff_ms", 200),
-]
-
-
-class System(ABC):
-    """Three members, by number."""
-
-    urls: list[str]
-
-    @abstractmethod
-    def kill(self, number: int) -> None: ...
-
-    @abstractmethod
-    def start_member(self, number: int) -> None: ...
-
-
-class Ours(System):
-    def __init__(self, cluster: Cluster) -> None:
-        self._cluster = cluster
-        self.urls = cluster.endpoints
-
-    def kill(self, number: int) -> None:
-        self._cluster.members[number].kill()
-
-    def start_member(self, number: int) -> None:
-        self._cluster.members[number].start()
-
-
-class Etcd(System):
-    def __init__(self, cluster: EtcdCluster) -> None:
-        self._cluster = cluster
-        self.urls = cluster.client_urls
-
-    def kill(self, number: int) -> None:
-        self._cluster.kill(number)
-
-    def start_member(self, number: int) -> None:
-        self._cluster.start_member(number)
-
-
-@contextlib.contextmanager
-def running(system: str) -> Iterator[System]:
-    with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
-        if system == "etcd":
-            etcd = EtcdCluster(Path(scratch), heartbeat_ms=HEARTBEAT_MS, election_ms=ELECTION_MS)
-            stack.callback(etcd.stop)
-            etcd.start()
-            yield Etcd(etcd)
-        else:
-            flags = [f"--heartbeat-interval={HEARTBEAT_MS}", f"--election-timeout={ELECTION_MS}"]
-            yield Ours(stack.enter_context(Cluster(3, Path(scratch), flags=flags)))
+MOVE_LEADER: Final = "/etcdserverpb.Maintenance/MoveLeader"
 
 
 class Writer:
     """Puts at an even pace, spread over some members; notes when each was answered."""
 
-    def __init__(self, stubs: list[rpc_pb2_grpc.KVStub]) -> None:
-        self._stubs = stubs
+    def __init__(self, channels: list[Channel], keys: Keys) -> None:
+        self._channels = channels
+        self._put = keys.put(value_bytes=64)
         self.answered: list[float] = []
-        self.failed: Counter[str] = Counter()  # by what was told
-        self._calls: set[asyncio.Task[None]] = set()
+        self.failed: Counter[int] = Counter()  # by gRPC status
 
     async def run(self) -> None:
         """Until cancelled."""
         number = 0
-        try:
-            while True:
-                call = asyncio.create_task(self._put(self._stubs[number % len(self._stubs)], number))
-                self._calls.add(call)
-                call.add_done_callback(self._calls.discard)
-                number += 1
-                await asyncio.sleep(EVERY_SECONDS)
-        finally:
-            for call in self._calls:
-                call.cancel()
+        while True:
+            self._channels[number % len(self._channels)].call(PUT, self._put.message(), self._done)
+            number += 1
+            await asyncio.sleep(EVERY_SECONDS)
 
-    async def _put(self, stub: rpc_pb2_grpc.KVStub, number: int) -> None:
-        put: Any = stub.Put  # of an aio channel
-        try:
-            await put(rpc_pb2.PutRequest(key=b"failover/%d" % number, value=b"v" * 64), timeout=LIMIT_SECONDS)
-        except grpc.RpcError as error:
-            self.failed[error.details() or ""] += 1
+    def _done(self, status: int, response: bytes) -> None:
+        if status:
+            self.failed[status] += 1
         else:
             self.answered.append(time.perf_counter())
 
@@ -132,64 +64,34 @@ class Writer:
         return max(later - earlier for earlier, later in zip(self.answered, self.answered[1:], strict=False))
 
 
-class Members:
-    """Channels to all, and what they say of themselves."""
-
-    def __init__(self, urls: list[str]) -> None:
-        self._channels = [grpc.aio.insecure_channel(url.removeprefix("http://"), options=OPTIONS) for url in urls]
-        self.kv: list[rpc_pb2_grpc.KVStub] = [rpc_pb2_grpc.KVStub(channel) for channel in self._channels]  # type: ignore[arg-type]
-        self.maintenance: list[Any] = [rpc_pb2_grpc.MaintenanceStub(channel) for channel in self._channels]  # type: ignore[arg-type]
-
-    async def close(self) -> None:
-        for channel in self._channels:
-            await channel.close()
-
-    async def status(self, number: int) -> rpc_pb2.StatusResponse | None:
-        try:
-            answer: rpc_pb2.StatusResponse = await self.maintenance[number].Status(rpc_pb2.StatusRequest(), timeout=2)
-        except grpc.RpcError:
-            return None
-        return answer
-
-    async def settled(self) -> tuple[int, list[int]]:
-        """The leader's number and all ids, once every member follows it and has applied nearly all."""
-        deadline = time.perf_counter() + 60
-        while time.perf_counter() < deadline:
-            found = [await self.status(number) for number in range(len(self._channels))]
-            known = [one for one in found if one is not None]
-            ids = [one.header.member_id for one in known]
-            applied = [one.raftAppliedIndex for one in known]
-            leaders = {one.leader for one in known}
-            if len(known) == len(found) and len(leaders) == 1 and max(applied) - min(applied) < 100:
-                leader = leaders.pop()
-                if leader in ids:
-                    return ids.index(leader), ids
-            await asyncio.sleep(0.05)
-        raise SystemExit("the members did not settle within a minute")
-
-
-async def measure(system: System, members: Members, event: str) -> dict[str, Any]:
-    """One change of the leader under writes. Leaves all members running."""
-    leader, ids = await members.settled()
-    others = [number for number in range(len(ids)) if number != leader]
-    target = random.choice(others)
-    writer = Writer([members.kv[number] for number in others])
+async def change(members: Members, leader: int, event: str, keys: Keys) -> tuple[int, dict[str, Any]]:
+    """One change of the leader under writes: the next leader and what was seen. Leaves all members running."""
+    others = [number for number in range(members.size) if number != leader]
+    channels = [await dial(members.urls[number], members.context) for number in others]
+    writer = Writer(channels, keys)
     writing = asyncio.create_task(writer.run())
-    await asyncio.sleep(BEFORE_SECONDS + random.random() * HEARTBEAT_MS / 1000)  # anywhere between two heartbeats
-    began = time.perf_counter()
-    if event == "planned":
-        await members.maintenance[leader].MoveLeader(rpc_pb2.MoveLeaderRequest(targetID=ids[target]), timeout=10)
-    else:
-        await asyncio.to_thread(system.kill, leader)
-    await _until_answered(writer, began)
-    writing.cancel()
-    await asyncio.gather(writing, return_exceptions=True)
+    try:
+        await asyncio.sleep(BEFORE_SECONDS + random.random() * HEARTBEAT_MS / 1000)  # anywhere between two heartbeats
+        began = time.perf_counter()
+        if event == "planned":
+            target = await members.state(random.choice(others))
+            assert target is not None, "a member that writes go to does not answer"
+            move = pb.MoveLeaderRequest(targetID=target.member_id)
+            await members.ask(leader, MOVE_LEADER, move.SerializeToString())
+        else:
+            members.kill(leader)
+        await _until_answered(writer, began)
+    finally:
+        writing.cancel()
+        await asyncio.gather(writing, return_exceptions=True)
+        for channel in channels:
+            await channel.close()
     if event == "kill -9":
-        system.start_member(leader)
-    now, _ = await members.settled()
+        members.start_member(leader)
+    now = await members.settled()
     if now == leader:
-        raise SystemExit(f"{event}: the leader is the same as before: this round shows nothing")
-    return {
+        raise RefusedError(f"{event}: the leader is the same as before")
+    return now, {
         "event": event,
         "gap_ms": writer.gap() * 1000,
         "answered": len(writer.answered),
@@ -206,11 +108,16 @@ async def _until_answered(writer: Writer, began: float) -> None:
         changed = time.perf_counter() - began > 2 * ELECTION_MS / 1000 + AFTER_SECONDS
         if changed and len(after) > 10 and time.perf_counter() - after[-1] < 0.1:
             return
-    raise SystemExit(f"no write went through within {LIMIT_SECONDS:.0f} s")
+    raise RefusedError(f"no write went through within {LIMIT_SECONDS:.0f} s")
 
 
-def _most(failed: dict[str, int]) -> str:
-    return f", most with {max(failed, key=lambda text: failed[text])!r}" if failed else ""
+async def killed(scene: Scene) -> Numbers:
+    """The row: some kills, the median of their gaps."""
+    gaps = []
+    for _ in range(scene.effort.kills):
+        scene.leader, seen = await change(scene.members, scene.leader, "kill -9", scene.keys)
+        gaps.append(seen["gap_ms"])
+    return {"gap_ms": statistics.median(gaps), "gap_max_ms": max(gaps), "kills": len(gaps)}
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -233,21 +140,20 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 async def main(rounds: int, systems: list[str]) -> list[dict[str, Any]]:
     rows = []
-    with contextlib.ExitStack() as stack:
-        clusters = [(name, stack.enter_context(running(name))) for name in systems]
-        members = {name: Members(system.urls) for name, system in clusters}
+    async with contextlib.AsyncExitStack() as stack:
+        clusters = {name: await stack.enter_async_context(cluster(name)) for name in systems}
+        leaders = {name: leader for name, (_, leader) in clusters.items()}
+        keys = Keys(b"failover/")
         for number in range(rounds):
             for event in EVENTS:
-                for name, system in clusters:
-                    row = await measure(system, members[name], event)
+                for name, (members, _) in clusters.items():
+                    leaders[name], row = await change(members, leaders[name], event, keys)
                     rows.append({"bench": "failover", "system": name, "round": number, "time": time.time(), **row})
                     print(
                         f"round {number + 1:3} {name:8} {event:8} {row['gap_ms']:7.0f} ms"
-                        f"  ({row['answered']} answered, {sum(row['failed'].values())} failed{_most(row['failed'])})",
+                        f"  ({row['answered']} answered, failed by status: {row['failed'] or 'none'})",
                         flush=True,
                     )
-        for one in members.values():
-            await one.close()
     return rows
 
 

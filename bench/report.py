@@ -1,15 +1,23 @@
-"""What the bench writes: a line of JSON per row under results/, and a Markdown table."""
+"""What the bench makes of its results: lines of JSON under results/, the table, the README's block."""
 
 import json
 import statistics
 import subprocess
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-RESULTS = Path(__file__).parent / "results"
-README = Path(__file__).parent.parent / "README.md"
+from bench.rows import MEASURES, Row
+
+RESULTS: Final = Path(__file__).parent / "results"
+README: Final = Path(__file__).parent.parent / "README.md"
 BEGIN, END = "<!-- bench -->", "<!-- /bench -->"
-OPERATIONS = {"put": "put", "linearizable": "get, linearizable", "serializable": "get, serializable"}
+FAILURES: Final = {"refused": "refused", "not_served": "not served", "not_installed": "not installed"}
+SPREAD_MAX: Final = 0.10
+
+Result = dict[str, Any]
 
 
 def commit() -> str:
@@ -20,7 +28,7 @@ def commit() -> str:
     return done.stdout.strip() or "unknown"
 
 
-def append(rows: list[dict[str, Any]], name: str) -> Path:
+def append(rows: Iterable[Result], name: str) -> Path:
     """Add the rows to the commit's file."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.jsonl"
@@ -29,47 +37,160 @@ def append(rows: list[dict[str, Any]], name: str) -> Path:
     return path
 
 
-def into_readme(text: str) -> None:
+def read(path: Path) -> list[Result]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def into_readme(text: str, readme: Path = README) -> None:
     """Replace what stands between the README's bench marks."""
-    before, _, rest = README.read_text().partition(BEGIN)
+    before, _, rest = readme.read_text().partition(BEGIN)
     _, _, after = rest.partition(END)
-    README.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
+    readme.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Medians over the rounds, ours beside etcd's. CPU is that of all three members together."""
-    lines = [
-        "| 256 B values, three members | in flight | kvstore /s | etcd /s | ratio "
-        "| p50 / p99 ms | etcd p50 / p99 ms | CPU us/op | etcd CPU us/op | puts per entry |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+@dataclass(frozen=True)
+class Side:
+    """One system's figures for a row: medians over the rounds."""
+
+    value: float | None = None
+    spread: float = 0.0  # of the value: (largest - smallest) / median
+    p99_ms: float | None = None
+    cpu_us: float | None = None
+    batch: float | None = None
+    rounds: int = 0
+    failure: str = ""  # why there is no value
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row with both sides."""
+
+    row: Row
+    other: Side
+    ours: Side
+
+    @property
+    def ratio(self) -> float | None:
+        if self.ours.value is None or not self.other.value:
+            return None
+        return self.ours.value / self.other.value
+
+    @property
+    def p99_ratio(self) -> float | None:
+        if self.row.p99 is None or self.ours.p99_ms is None or not self.other.p99_ms:
+            return None
+        return self.ours.p99_ms / self.other.p99_ms
+
+    @property
+    def met(self) -> str:
+        """aim, yes, no, no (p99), or why there is nothing to judge; empty where nothing is asked for."""
+        failure = self.ours.failure or self.other.failure
+        if failure:
+            return failure
+        ratio = self.ratio
+        if self.row.must is None or ratio is None:
+            return ""
+        if not self._reaches(ratio, self.row.must):
+            return "no"
+        if self.row.p99 is not None and self.p99_ratio is not None and self.p99_ratio > self.row.p99:
+            return f"no (p99 {self.p99_ratio:.2f})"
+        return "aim" if self.row.aim is not None and self._reaches(ratio, self.row.aim) else "yes"
+
+    def _reaches(self, ratio: float, asked: float) -> bool:
+        return ratio <= asked if self.row.lower else ratio >= asked
+
+
+def side(results: list[Result], system: str, row: Row) -> Side:
+    """One refused round refuses the row."""
+    found = [one for one in results if one["system"] == system and one["measure"] == row.measure]
+    failures = [label for one in found for kind, label in FAILURES.items() if kind in one]
+    if failures:
+        return Side(failure=failures[0])
+    values = [one[row.metric] for one in found if row.metric in one]
+    if not values:
+        return Side()
+    return Side(
+        value=statistics.median(values),
+        spread=spread(values),
+        p99_ms=_median(found, "p99_ms"),
+        cpu_us=_median(found, "cpu_us"),
+        batch=_median(found, "batch"),
+        rounds=len(values),
+    )
+
+
+def _median(results: list[Result], name: str) -> float | None:
+    values = [one[name] for one in results if name in one]
+    return statistics.median(values) if values else None
+
+
+def spread(values: list[float]) -> float:
+    """(Largest - smallest) / median."""
+    middle = statistics.median(values)
+    return (max(values) - min(values)) / middle if middle else 0.0
+
+
+def lines(results: list[Result], rows: list[Row]) -> list[Line]:
+    return [Line(row, side(results, row.other, row), side(results, "kvstore", row)) for row in rows]
+
+
+def wide(results: list[Result]) -> set[tuple[str, str]]:
+    """What was measured with a spread that is too large; both systems then get more rounds."""
+    values: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
+    for one in results:
+        measure = MEASURES[one["measure"]]
+        if measure.steady in one and not measure.once:
+            values[one["system"], one["measure"]].append(one[measure.steady])
+    names = {name for (_, name), found in values.items() if spread(found) > SPREAD_MAX}
+    return {(system, name) for system, name in values if name in names}
+
+
+def table(found: list[Line]) -> str:
+    """Medians over the rounds, ours beside the other's, as Markdown."""
+    head = ["row", "what", "other", "kvstore", "ratio", "must", "aim", "met"]
+    head += ["p99 ms, other / ours", "CPU us/op, other / ours", "spread, other / ours", "puts per entry"]
+    out = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for line in found:
+        row, other, ours = line.row, line.other, line.ours
+        name = "" if row.other == "etcd" else f" ({row.other})"
+        cells = [row.name, row.what, value(other, row.unit) + name, value(ours, row.unit), number(line.ratio, "{:.2f}")]
+        cells += [number(row.must, "{:g}"), number(row.aim, "{:g}"), line.met]
+        cells += [pair(other.p99_ms, ours.p99_ms, "{:.1f}"), pair(other.cpu_us, ours.cpu_us, "{:.0f}")]
+        spreads = [one.spread if one.rounds > 1 else None for one in (other, ours)]
+        cells += [pair(spreads[0], spreads[1], "{:.0%}")]
+        cells += [number(ours.batch, "{:.1f}")]
+        out.append("| " + " | ".join(cells) + " |")
+    return "\n".join(out)
+
+
+def value(side_: Side, unit: str) -> str:
+    if side_.value is None:
+        return side_.failure or "-"
+    return f"{side_.value:,.{0 if side_.value >= 100 else 2}f} {unit}".replace(" /s", "/s").strip()
+
+
+def number(found: float | None, form: str) -> str:
+    return "" if found is None else form.format(found)
+
+
+def pair(one: float | None, two: float | None, form: str) -> str:
+    return "" if one is None and two is None else f"{number(one, form) or '-'} / {number(two, form) or '-'}"
+
+
+def summary(found: list[Line]) -> str:
+    """How many rows are met."""
+    judged = [line for line in found if line.row.must is not None]
+    met = [line for line in judged if line.met in {"yes", "aim"}]
+    aims = [line for line in judged if line.met == "aim"]
+    text = f"{len(met)} of {len(judged)} rows are met, {len(aims)} reach the aim."
+    missed = [f"{line.row.name} ({line.met or 'not measured'})" for line in judged if line not in met]
+    return text + (f" Not met: {', '.join(missed)}." if missed else "")
+
+
+def refused(results: list[Result]) -> list[str]:
+    """Each refusal in full."""
+    return [
+        f"{one['system']} {one['measure']}, round {one['round'] + 1}: {one['refused']}"
+        for one in results
+        if "refused" in one
     ]
-    shapes = list(dict.fromkeys((row["operation"], row["in_flight"]) for row in rows))
-    for operation, in_flight in shapes:
-        chosen = [row for row in rows if (row["operation"], row["in_flight"]) == (operation, in_flight)]
-        ours = median([row for row in chosen if row["system"] == "kvstore"])
-        etcd = median([row for row in chosen if row["system"] == "etcd"])
-        batch = f"{ours['batch']:.1f}" if operation == "put" and ours else ""
-        ratio = f"{ours['rate'] / etcd['rate']:.2f}" if ours and etcd else "-"
-        cells = [OPERATIONS[operation], str(in_flight), rate(ours), rate(etcd), ratio]
-        cells += [latency(ours), latency(etcd), cpu(ours), cpu(etcd), batch]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def median(rows: list[dict[str, Any]]) -> dict[str, float]:
-    if not rows:
-        return {}
-    numbers = ("rate", "p50_ms", "p99_ms", "cpu_us", "batch")
-    return {name: statistics.median(row[name] for row in rows) for name in numbers}
-
-
-def rate(row: dict[str, float]) -> str:
-    return f"{row['rate']:,.0f}" if row else "-"
-
-
-def latency(row: dict[str, float]) -> str:
-    return f"{row['p50_ms']:.1f} / {row['p99_ms']:.1f}" if row else "-"
-
-
-def cpu(row: dict[str, float]) -> str:
-    return f"{row['cpu_us']:.0f}" if row else "-"
