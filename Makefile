@@ -14,6 +14,8 @@ FIRST ?= 1
 N ?= 200
 SEED ?=
 LEVEL ?= raft
+ROW ?=
+MINUTES ?= 30
 SIM_LEVEL := $(if $(filter member,$(LEVEL)),.member)
 
 # A program of that name on the PATH is not enough: it must start, be new enough and be able to make a venv.
@@ -26,7 +28,8 @@ LICENSES_RUN := MIT;BSD;Apache;ISC;PSF;Python Software Foundation;0BSD
 LICENSES_DEV := $(LICENSES_RUN);MPL-2.0;Mozilla Public License 2.0
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-fast test-all lint format proto golden sim trace exhaustive mutants bench bench-failover sbom licenses lock clean \
+.PHONY: help install run test test-fast test-all lint format proto golden sim trace exhaustive mutants bench bench-growth bench-soak \
+	bench-failover sbom licenses lock clean \
 	docker docker-run
 
 help: ## list the targets
@@ -75,8 +78,14 @@ exhaustive: $(DEV_READY) ## every run of three nodes within narrow bounds: two t
 mutants: $(DEV_READY) ## put known bugs back, one by one: the simulator must find each; resumes where it was stopped
 	$(BIN)/python -m tests.sim.mutants $(ARGS)
 
-bench: $(DEV_READY) ## puts/s and reads/s beside etcd's, in one run (ARGS="--quick" for a short one)
-	$(BIN)/python -m bench $(ARGS)
+bench: $(DEV_READY) ## every row of docs/BENCHMARK.md beside etcd's (ROW=put-50 or a list; ARGS="--quick", "--readme")
+	$(BIN)/python -m bench --row "$(ROW)" $(ARGS)
+
+bench-growth: $(DEV_READY) ## puts/s and p99 by keys, members and connections, plotted beside etcd's (ARGS="--quick")
+	$(BIN)/python -m bench.growth $(ARGS)
+
+bench-soak: $(DEV_READY) ## our members under a full mixed load for MINUTES: does anything grow?
+	$(BIN)/python -m bench.soak --minutes $(MINUTES) $(ARGS)
 
 bench-failover: $(DEV_READY) ## how long no write goes through when the leader changes, beside etcd's (ARGS="--rounds 20")
 	$(BIN)/python -m bench.failover $(ARGS)

@@ -14,7 +14,11 @@ from bench.h2 import MESSAGE_HEADER, STATUS_UNAVAILABLE, STATUS_UNKNOWN, Done
 
 WINDOW_BYTES: Final = 4 << 20  # of a stream and of the connection; the peer may send so much ahead
 CANCEL: Final = 8  # HTTP/2's error code
-SETTINGS: Final = {engine.Setting.INITIAL_WINDOW_SIZE: WINDOW_BYTES, engine.Setting.ENABLE_PUSH: 0}
+SETTINGS: Final = {
+    engine.Setting.INITIAL_WINDOW_SIZE: WINDOW_BYTES,
+    engine.Setting.ENABLE_PUSH: 0,
+    engine.Setting.MAX_HEADER_LIST_SIZE: 1 << 16,
+}
 STREAMS_MAX: Final = 2**31 - 1
 
 Received = Callable[[bytes], None]
@@ -169,7 +173,7 @@ class Channel(asyncio.Protocol):
         return self._lost.done()
 
     async def close(self) -> None:
-        self._transport.close()
+        self._transport.abort()  # a polite end of TLS waits for the peer's
         await self._lost
 
     def pause_writing(self) -> None:
@@ -186,7 +190,12 @@ class Channel(asyncio.Protocol):
 
     def _flush(self) -> None:
         self._flush_due = False
-        while not self._paused and (data := self._h2.data_to_send()):
+        while True:
+            for event in self._h2.events():
+                self._event(event)
+            # Sending has events too: a stream that nghttp2 itself refuses is closed when its reset leaves.
+            if self._paused or not (data := self._h2.data_to_send()):
+                return
             self._transport.write(data)
 
     def data_received(self, data: bytes) -> None:
@@ -195,8 +204,6 @@ class Channel(asyncio.Protocol):
         except engine.NGH2Error:
             self._transport.abort()
             return
-        for event in self._h2.events():
-            self._event(event)
         self._flush()
 
     def _event(self, event: engine.Event) -> None:

@@ -61,10 +61,11 @@ def free_ports(count: int) -> list[int]:
 class Members:
     """A cluster of one system. Members have numbers from 0."""
 
-    def __init__(self, system: str, folder: Path, *, size: int = 3, tls: bool = False) -> None:
+    def __init__(self, system: str, folder: Path, *, size: int = 3, tls: bool = False, admin: bool = False) -> None:
+        """admin: ours get admin sockets."""
         self.system = system
         self.size = size
-        self.wrapper: list[str] = []  # put before the command, such as strace and its options
+        self._admin = admin
         self._folder = folder
         self._certificates = Certificates(folder) if tls else None
         scheme = "https" if tls else "http"
@@ -84,10 +85,13 @@ class Members:
     def data_dir(self, number: int) -> Path:
         return self._folder / f"m{number + 1}"
 
+    def admin_path(self, number: int) -> Path:
+        return self._folder / f"m{number + 1}.sock"
+
     def command(self, number: int) -> list[str]:
         peers = ",".join(f"m{other + 1}={url}" for other, url in enumerate(self._peer_urls))
         return [
-            *(*self.wrapper, *COMMANDS[self.system], f"--name=m{number + 1}", f"--data-dir={self.data_dir(number)}"),
+            *(*COMMANDS[self.system], f"--name=m{number + 1}", f"--data-dir={self.data_dir(number)}"),
             *(f"--listen-client-urls={self.urls[number]}", f"--advertise-client-urls={self.urls[number]}"),
             *(f"--listen-peer-urls={self._peer_urls[number]}", f"--initial-cluster={peers}"),
             *(f"--initial-advertise-peer-urls={self._peer_urls[number]}", "--initial-cluster-state=new"),
@@ -95,6 +99,7 @@ class Members:
             f"--log-level={LOG_LEVEL[self.system]}",
             *([f"--quota-backend-bytes={QUOTA_BYTES}"] if self.system == "etcd" else []),
             *(self._certificates.flags if self._certificates else []),
+            *([f"--admin-socket={self.admin_path(number)}"] if self._admin else []),
         ]
 
     def start_member(self, number: int) -> None:
@@ -177,8 +182,10 @@ class Members:
 
     def rss_bytes(self) -> float:
         """Resident memory of a member, the mean of all."""
-        sizes = [_status_kib(pid, "VmRSS") * 1024 for pid in self.pids]
-        return sum(sizes) / len(sizes)
+        return sum(self.rss_each()) / len(self._processes)
+
+    def rss_each(self) -> list[int]:
+        return [_resident_bytes(pid) for pid in self.pids]
 
     def disk_bytes(self) -> float:
         """What a data directory takes on the disk, the mean of all."""
@@ -199,11 +206,11 @@ class Members:
         return "\n".join(path.read_text(errors="replace")[-2000:] for path in paths)
 
 
-def _status_kib(pid: int, field: str) -> int:
+def _resident_bytes(pid: int) -> int:
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1])
-    return 0
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) * 1024
+    return 0  # it is ending
 
 
 def cpu_seconds(pids: list[int]) -> float:
@@ -217,10 +224,12 @@ def cpu_seconds(pids: list[int]) -> float:
 
 
 @contextlib.asynccontextmanager
-async def cluster(system: str, *, size: int = 3, tls: bool = False) -> AsyncIterator[tuple[Members, int]]:
+async def cluster(
+    system: str, *, size: int = 3, tls: bool = False, admin: bool = False
+) -> AsyncIterator[tuple[Members, int]]:
     """A fresh, settled cluster and its leader's number; no process and no file is left behind."""
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        members = Members(system, Path(folder), size=size, tls=tls)
+        members = Members(system, Path(folder), size=size, tls=tls, admin=admin)
         try:
             yield members, await members.start()
         finally:

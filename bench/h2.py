@@ -138,7 +138,7 @@ class Connection(asyncio.Protocol):
         self._calls[stream] = done
 
     async def close(self) -> None:
-        self._transport.close()
+        self._transport.abort()  # a polite end of TLS waits for the peer's
         await self._lost
 
     def _flush(self) -> None:

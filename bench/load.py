@@ -21,7 +21,7 @@ from bench.clusters import cpu_seconds
 from bench.histogram import Histogram
 
 WARM_UP_SECONDS: Final = 0.5
-DRAIN_SECONDS: Final = 60.0
+DRAIN_SECONDS: Final = 60.0  # without an answer, and the calls in flight count as failed
 FAILURES_MAX: Final = 100  # then the loop ends: the row is refused anyway
 OPEN_LOOP_TICK: Final = 0.001
 DIALS_AT_ONCE: Final = 100
@@ -93,7 +93,11 @@ class Load:
     async def closed(self, in_flight: int, seconds: float) -> Measured:
         """Keep so many calls in flight for so long."""
         self._begin(in_flight)
+        deadline = time.perf_counter() + DRAIN_SECONDS
         await self._until(WARM_UP_SECONDS)
+        # A first answer to each is part of the warm-up. An event would cost every answer.
+        while self.answered < in_flight and not self._ended.is_set() and time.perf_counter() < deadline:  # noqa: ASYNC110
+            await asyncio.sleep(OPEN_LOOP_TICK)
         window = self._window()
         await self._until(seconds)
         measured = window.close(0, self.failed)
@@ -106,7 +110,12 @@ class Load:
         window = self._window()
         self._left = count
         self._begin(min(in_flight, count))
-        await self._ended.wait()
+        answered = -1
+        while self._open and self.answered > answered:
+            answered = self.answered
+            await self._until(DRAIN_SECONDS)
+        if self._open:
+            self.failed["no answer"] += self._open
         return window.close(self.writes, self.failed)
 
     async def paced(self, rate: float, seconds: float) -> Measured:

@@ -14,6 +14,8 @@ from bench.load import Operation
 VALUE_BYTES: Final = 256
 STRIDE: Final = 7919  # shares no factor with most counts: gets visit keys in no pattern that a cache would like
 UNSURE: Final = 2000  # of the newest keys, whose puts may not have been answered yet
+POOL: Final = random.Random(1).randbytes(4 << 20)
+STEP: Final = 257  # between the beginnings of two values: those of keys that lie together do not overlap
 PUT, RANGE, TXN = "/etcdserverpb.KV/Put", "/etcdserverpb.KV/Range", "/etcdserverpb.KV/Txn"
 SUCCEEDED: Final = b"\x10\x01"  # field 2 of TxnResponse, right after the header
 MIX_WRITES: Final = 0.2
@@ -81,8 +83,14 @@ class Keys:
         return self.key(next(self._read) * STRIDE % max(1, self.count - UNSURE))
 
     def put(self, value_bytes: int = VALUE_BYTES) -> Operation:
-        tail = field(2, random.randbytes(value_bytes) if value_bytes > VALUE_BYTES else b"v" * value_bytes)
-        return Operation(PUT, lambda: field(1, self.fresh()) + tail, writes=1)
+        head, starts = field(2, b"v" * value_bytes)[:-value_bytes], len(POOL) - value_bytes
+
+        def message() -> bytes:
+            key = self.fresh()
+            start = self.count * STEP % starts
+            return field(1, key) + head + POOL[start : start + value_bytes]
+
+        return Operation(PUT, message, writes=1)
 
     def get(self, *, serializable: bool = False) -> Operation:
         tail = b"\x38\x01" if serializable else b""
@@ -95,13 +103,12 @@ class Keys:
 
     def txn(self) -> Operation:
         """If the key was never put, put it."""
-        tail = field(2, b"v" * VALUE_BYTES)
+        put = self.put()
 
         def message() -> bytes:
-            key = self.fresh()
-            compare = field(3, key) + b"\x20\x00"  # version == 0; EQUAL and VERSION are the enums' defaults
-            put = field(2, field(1, key) + tail)  # RequestOp.request_put
-            return field(1, compare) + field(2, put)
+            request = put.message()
+            compare = field(3, self.key(self.count - 1)) + b"\x20\x00"  # version == 0; EQUAL, VERSION are defaults
+            return field(1, compare) + field(2, field(2, request))
 
         return Operation(TXN, message, writes=1, right=_succeeded)
 
@@ -109,12 +116,13 @@ class Keys:
         """All of so many keys that follow one another."""
         starts = itertools.count()
         floor = count * (VALUE_BYTES + len(self.key(0)))  # bytes that the answer must have at least
+        last = b"\x20" + varint(count)  # its last field: how many keys there are
 
         def message() -> bytes:
             start = next(starts) * STRIDE % max(1, self.count - UNSURE - count)
             return field(1, self.key(start)) + field(2, self.key(start + count))
 
-        return Operation(RANGE, message, right=lambda response: len(response) > floor)
+        return Operation(RANGE, message, right=lambda response: len(response) > floor and response.endswith(last))
 
     def total(self, expected: int) -> Operation:
         """How many keys have the prefix."""

@@ -248,9 +248,10 @@ async def keep_alives(scene: Scene) -> Numbers:
 
 
 class Keeper:
-    """Asks for one lease to be kept, over one stream, again and again."""
+    """Asks for one lease to be kept, over one stream, again and again; `pause` seconds after each answer."""
 
-    def __init__(self, channel: Channel, lease: int) -> None:
+    def __init__(self, channel: Channel, lease: int, *, pause: float = 0.0) -> None:
+        self._pause = pause
         self._lease = lease
         self._message = pb.LeaseKeepAliveRequest(ID=lease).SerializeToString()
         self._stream = channel.stream(KEEP_ALIVE, self._received, self._end)
@@ -271,6 +272,8 @@ class Keeper:
             self.wrong = f"lease {self._lease:x} answered TTL {answer.TTL}"
         if self._stopping or self.wrong:
             self._idle.set()
+        elif self._pause:
+            asyncio.get_running_loop().call_later(self._pause, self._ask)
         else:
             self._ask()
 
