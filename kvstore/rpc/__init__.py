@@ -1,6 +1,6 @@
 """gRPC for everybody here: servers, clients and peers get their end of a connection from this one factory.
 
-Two fronts do the same: `nghttp2` (kvstore/rpc/nghttp2) and `grpcio` (kvstore/rpc/grpcio.py). KVSTORE_RPC
+Two fronts do the same: `nghttp2` (the default; kvstore/rpc/nghttp2) and `grpcio` (kvstore/rpc/grpcio.py). KVSTORE_RPC
 chooses for a whole process, `kvstore serve --rpc` for a member, the argument `front` for one end of a connection.
 """
 
@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 FRONTS: Final = ("nghttp2", "grpcio")
-DEFAULT_FRONT: Final = "grpcio"
+DEFAULT_FRONT: Final = "nghttp2"
 FRONT_VARIABLE: Final = "KVSTORE_RPC"
 
 _chosen: list[str] = []  # at most one: what this process uses unless told otherwise
