@@ -124,6 +124,21 @@ class _Writing(Call[S]):
             stream.cancel()
             raise
 
+    @property
+    def is_writable(self) -> bool:
+        """Whether `write_nowait` would send."""
+        stream = self._stream
+        session = stream.session
+        return session is not None and not stream.is_over and not stream.is_half_closed and not session.is_full(stream)
+
+    def write_nowait(self, request: Any) -> None:
+        """Beyond grpc.aio, for who has a message in hand and no task to spare: it is with the socket on return."""
+        stream = self._stream
+        session = stream.session
+        body = stream.framed(request)
+        if session is not None and body is not None and session.send(stream, body):
+            session.flush()
+
     async def done_writing(self) -> None:
         self._refuse_mixed()
         self._stream.half_close()
