@@ -97,11 +97,7 @@ class Session(asyncio.Protocol):
         except engine.NGH2Error as error:
             self.fail(str(error))
             return
-        handlers = self.handlers
-        for event in connection.events():
-            handler = handlers.get(type(event))
-            if handler is not None:
-                handler(event)
+        self._dispatch()
         self.touch()
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -140,6 +136,7 @@ class Session(asyncio.Protocol):
             return
         if not connection.want_read and not connection.want_write:
             transport.close()  # a GOAWAY was the last word
+        self._dispatch()  # a stream whose last frame has left is closed, and nothing else may come to tell it
         self.flushed()
 
     def flushed(self) -> None:
@@ -192,6 +189,13 @@ class Session(asyncio.Protocol):
         return f"ipv6:%5B{host}%5D:{port}" if ":" in host else f"ipv4:{host}:{port}"
 
     # Inside
+
+    def _dispatch(self) -> None:
+        handlers = self.handlers
+        for event in self.connection.events():
+            handler = handlers.get(type(event))
+            if handler is not None:
+                handler(event)
 
     def _end(self, reason: str) -> None:
         if self.is_closed:
