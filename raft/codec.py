@@ -9,6 +9,7 @@ frame. This works since a serialized message is the concatenation of its fields,
 """
 
 from collections.abc import Callable
+from struct import Struct
 from typing import Final
 
 from google.protobuf.message import DecodeError
@@ -38,6 +39,7 @@ MESSAGE_OVERHEAD: Final = 128  # bytes that a message takes beside its data, at 
 ENTRY_OVERHEAD: Final = 40
 
 KINDS: Final = tuple(EntryKind)
+ENDS: Final = Struct("<BQBQ")  # Message.to and .sender with their tags
 VARINTS: Final = [bytes([value]) for value in range(0x80)]
 
 
@@ -72,29 +74,44 @@ def encode_batch(messages: list[Message]) -> bytes:
 def _append_pieces(pieces: list[bytes], message: AppendEntries) -> None:
     """The fields of MessageBatch that hold `message`. The numbers are those of peer.proto."""
     entries: list[bytes] = []
+    size = 0
     for entry in message.entries:
         data = entry.data
-        head = pb.Entry(index=entry.index, term=entry.term, kind=entry.kind).SerializeToString()  # type: ignore[arg-type]
-        head += b"\x22" + _varint(len(data))
-        entries.append(b"\x1a" + _varint(len(head) + len(data)) + head)
+        head = b"\x08%b\x10%b%b\x22%b" % (
+            _varint(entry.index),
+            _varint(entry.term),
+            b"\x18" + VARINTS[entry.kind] if entry.kind else b"",
+            _varint(len(data)),
+        )
+        head = b"\x1a%b%b" % (_varint(len(head) + len(data)), head)
+        size += len(head) + len(data)
+        entries.append(head)
         entries.append(data)
-    body = pb.AppendEntries(
-        prev_index=message.prev_index,
-        prev_term=message.prev_term,
-        commit=message.commit,
-        read_round=message.read_round,
-        replicated_index=message.replicated_index,
-    ).SerializeToString()
-    head = pb.Message(to=message.to, sender=message.sender, term=message.term).SerializeToString()
-    size = len(body) + sum(map(len, entries))
-    head += b"\x32" + _varint(size)
-    pieces.append(b"\x0a" + _varint(len(head) + size) + head + body)
+    body = b"%b%b%b%b%b" % (
+        _number(b"\x08", message.prev_index),
+        _number(b"\x10", message.prev_term),
+        _number(b"\x20", message.commit),
+        _number(b"\x28", message.read_round),
+        _number(b"\x30", message.replicated_index),
+    )
+    size += len(body)
+    head = b"%b%b\x32%b" % (ENDS.pack(9, message.to, 17, message.sender), _number(b"\x18", message.term), _varint(size))
+    pieces.append(b"\x0a%b%b%b" % (_varint(len(head) + size), head, body))
     pieces += entries
+
+
+def _number(tag: bytes, value: int) -> bytes:
+    """A field of a message; 0 is left out."""
+    return tag + _varint(value) if value else b""
 
 
 def _varint(value: int) -> bytes:
     if value < 0x80:
         return VARINTS[value]
+    if value < 0x4000:
+        return bytes((value & 0x7F | 0x80, value >> 7))
+    if value < 0x200000:
+        return bytes((value & 0x7F | 0x80, value >> 7 & 0x7F | 0x80, value >> 14))
     out = bytearray()
     while value >= 0x80:
         out.append(value & 0x7F | 0x80)

@@ -4,7 +4,7 @@ One turn of the loop:
 
     feed    messages that came in -> ticks that are due -> changes of members -> one batch of proposals ->
             one read round
-    handle  send Ready.messages -> answer confirmed reads -> save (one write, one fsync) ->
+    handle  send Ready.messages (commit_news.py) -> answer confirmed reads -> save (one write, one fsync) ->
             RawNode.saved -> send messages_after_save -> committed entries to the apply task
 
 One Ready is in flight at a time: whatever arrives during the fsync becomes the next batch. Messages
@@ -38,6 +38,7 @@ from typing import Final
 from raft.apply import CommittedQueue, StateMachine
 from raft.changes import Changes, Configurations
 from raft.codec import size_of
+from raft.commit_news import CommitNews
 from raft.compaction import Compactions
 from raft.core.ports import Tracer
 from raft.core.raw_node import RawNode, Status
@@ -105,6 +106,7 @@ class Node:
         self._applied_waiters = AppliedWaiters()
         self._transfers: list[NodeId] = []
         self._forwards: list[Message] = []
+        self._commit_news = CommitNews()
         self._compactions = Compactions(config, storage)
         self._sending = Sending(config, state_machine, transport, self._runtime, self.wake)
         self._receiving = Receiving(config.core.node_id, state_machine, self._runtime, self._receive, self.wake)
@@ -309,6 +311,9 @@ class Node:
                 if installing and not self._stopping:
                     await self._receiving.settle(ready is not None and ready.snapshot is not None)
                 self._sending.turn(raw, [] if ready is None else ready.snapshots_to_send)
+                news = self._commit_news.due(self._committed.idle, self._ticks)
+                if news:
+                    self._transport.send(news)
                 if self._forwards:  # after the save: they name a term
                     self._transport.send(self._forwards)
                     self._forwards = []
@@ -399,13 +404,15 @@ class Node:
                 return
         else:
             self._forwards.append(Forward(leader_id, self._config.core.node_id, raw.term, data))
-        self.wake()  # there may be more, and it gets a turn of its own
+        if self._proposals.has_more:
+            self.wake()  # it gets a turn of its own
 
     async def _handle(self, raw: RawNode, ready: Ready) -> None:
-        if ready.messages:
+        messages = self._commit_news.hold(ready.messages, self._ticks)
+        if messages:
             if raw.role is Role.LEADER:
                 await fail_async("raftBeforeLeaderSend")
-            self._transport.send(ready.messages)
+            self._transport.send(messages)
         if ready.reads:
             await fail_async("raftBeforeReads")
             self._reads.resolve(ready.reads)
@@ -416,7 +423,7 @@ class Node:
             self._applied_waiters.resolve(self._applied)
         if ready.must_sync:
             await fail_async("raftBeforeSave")
-            await self._save(ready)
+            await self._save(ready, bool(messages))
             await fail_async("raftAfterSave")
         elif ready.hard_state is not None:
             self._unsaved = ready.hard_state
@@ -429,14 +436,14 @@ class Node:
         if ready.committed:
             self._committed.put(ready.committed)
 
-    async def _save(self, ready: Ready) -> None:
+    async def _save(self, ready: Ready, has_sent: bool) -> None:
         hard_state = ready.hard_state or self._unsaved
         self._unsaved = None
         if self._config.sync == "thread":
             await self._runtime.run(self._storage.save, hard_state, ready.entries, True)
             return
-        if ready.messages:
-            # One turn of the loop, so that they are with the kernel before the fsync stops us.
+        if has_sent:
+            # One turn of the loop, so that messages are with the kernel before the fsync stops us.
             await asyncio.sleep(0)
         self._storage.save(hard_state, ready.entries, True)
 

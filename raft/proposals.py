@@ -24,6 +24,11 @@ class ProposalSource(ABC):
         At most `bytes_max` in sum, but a single larger item goes alone. [] when nothing waits.
         """
 
+    @property
+    def has_more(self) -> bool:
+        """Whether one more `take`, right after the last, may bring something."""
+        return True
+
     @abstractmethod
     def receive(self, sender: NodeId, data: list[bytes]) -> None:
         """What a follower forwarded to us, the leader. Unchecked input: whoever implements this validates it."""
@@ -44,6 +49,10 @@ class ProposalQueue(ProposalSource):
 
     def __len__(self) -> int:
         return len(self._items)
+
+    @property
+    def has_more(self) -> bool:
+        return bool(self._items)
 
     def put(self, data: bytes) -> bool:
         """Queue one proposal; False when the queue is full."""

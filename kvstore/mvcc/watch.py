@@ -112,6 +112,11 @@ class WatchHub:
 
     def notify(self, batch: list[RevisionEvents]) -> None:
         """What one applied batch changed, oldest first. Never blocks."""
+        if not self.streams:  # whoever comes later finds it in the store
+            assert batch[0].revision > self.revision, f"revision {batch[0].revision} after {self.revision}"
+            self.revision = batch[-1].revision
+            self._forget()
+            return
         live: list[RevisionEvents] = []
         self._deliveries = 0
         for item in batch:
@@ -124,6 +129,7 @@ class WatchHub:
                 live.append(item)
             self.revision = item.revision
             self._remember(item)
+        self._trim()
         self._fan_out(live)
 
     def _fan_out(self, batch: list[RevisionEvents]) -> None:
@@ -167,13 +173,13 @@ class WatchHub:
 
     def _remember(self, item: RevisionEvents) -> None:
         if item.stored:
-            self._recent.clear()
-            self._recent_bytes = self._recent_events = 0
-            self._recent_first = item.revision + 1
+            self._forget()
             return
         self._recent.append(item)
         self._recent_bytes += size_of(item)
         self._recent_events += len(item.events)
+
+    def _trim(self) -> None:
         limits = self.limits
         dropped = 0
         while self._recent_bytes > limits.recent_bytes_max or self._recent_events > limits.recent_events_max:
@@ -183,12 +189,16 @@ class WatchHub:
             dropped += 1
         del self._recent[:dropped]
 
-    def reload(self) -> None:
-        """The store shows another, newer state."""
-        first_missing, self.revision = self.revision + 1, self.store.current_revision
+    def _forget(self) -> None:
+        """What has been up to now is in the store only."""
         self._recent.clear()
         self._recent_bytes = self._recent_events = 0
         self._recent_first = self.revision + 1
+
+    def reload(self) -> None:
+        """The store shows another, newer state."""
+        first_missing, self.revision = self.revision + 1, self.store.current_revision
+        self._forget()
         for group in self._index.groups():
             for watcher in list(group.watchers):
                 # One that begins in the future has nothing to catch up with before that.
@@ -456,4 +466,9 @@ class WatchStream:
 
 
 def size_of(item: RevisionEvents) -> int:
-    return sum([len(event.event) + len(event.prev or b"") for event in item.events])
+    size = 0
+    for event in item.events:
+        size += len(event.event)
+        if event.prev is not None:
+            size += len(event.prev)
+    return size

@@ -185,6 +185,10 @@ class Batcher(ProposalSource):
             self._taken_forwarded.append(data)
         return [encode_batch(self._stamp(), requests)] if requests else []
 
+    @property
+    def has_more(self) -> bool:
+        return bool(self._queue or self._forwarded)
+
     def receive(self, sender: NodeId, data: list[bytes]) -> None:
         fail("batchBeforeReceive")
         for item in data:

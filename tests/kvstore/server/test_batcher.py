@@ -207,7 +207,7 @@ def test_neither_own_nor_forwarded_requests_starve() -> None:
 
 
 def test_an_entry_holds_only_so_many_requests_however_small(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batcher, "ENTRY_REQUESTS_MAX", 4)
+    monkeypatch.setattr("kvstore.server.batcher.ENTRY_REQUESTS_MAX", 4)
     world.unapplied = 1
     world.add(b"a", b"b")
     world.batcher.receive(OTHER, [forwarded(1)])

@@ -117,7 +117,7 @@ async def test_a_log_that_is_behind_the_store_is_refused(config: ServerConfig) -
     state = member.store.state
     from rocksdict import WriteBatch
 
-    member.store.commit(WriteBatch(raw_mode=True), replace(state, applied_index=4, applied_term=1))
+    member.store.commit(WriteBatch(raw_mode=True), state._replace(applied_index=4, applied_term=1))
     await member.store.flush()
     close(member)
     with pytest.raises(BootstrapError, match="ends at entry 3, but the store has applied 4"):

@@ -1,6 +1,5 @@
 """What a start makes of a data directory whose process ended while a snapshot was taken, received or installed."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -45,7 +44,7 @@ async def install(config: ServerConfig, index: int, term: int, configuration: by
     batch = store.engine.batch()
     if configuration:
         batch.put(schema.META_CONFIGURATION, configuration)
-    store.commit(batch, replace(store.state, applied_index=index, applied_term=term))
+    store.commit(batch, store.state._replace(applied_index=index, applied_term=term))
     await store.flush()
     store.close()
     folders.swing(index)
@@ -108,7 +107,7 @@ async def test_a_state_that_has_applied_more_than_its_snapshot_cannot_lack_its_l
     await with_log(config, [1], HardState(1, 0, 1))
     await install(config, 9, 4)
     member = await open_member(config)
-    member.store.commit(member.store.engine.batch(), replace(member.store.state, applied_index=10))
+    member.store.commit(member.store.engine.batch(), member.store.state._replace(applied_index=10))
     await member.store.flush()
     close(member)
     with pytest.raises(BootstrapError, match="ends at entry 9, but the store has applied 10"):
@@ -149,7 +148,7 @@ async def test_a_state_that_cannot_be_opened_leaves_everything_as_it_is(config: 
 async def test_the_directory_of_an_older_version_is_read(config: ServerConfig) -> None:
     member = await open_member(config)
     member.storage.save(HardState(1, 0, 0), [Entry(1, 1, b"")], True)
-    member.store.commit(member.store.engine.batch(), replace(member.store.state, applied_index=1, applied_term=1))
+    member.store.commit(member.store.engine.batch(), member.store.state._replace(applied_index=1, applied_term=1))
     await member.store.flush()
     close(member)
     (config.data_dir / "CURRENT").unlink()

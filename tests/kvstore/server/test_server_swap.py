@@ -1,6 +1,5 @@
 """A member whose state is replaced by a snapshot: who waits is told the truth, and everybody reads the new state."""
 
-from dataclasses import replace
 from pathlib import Path
 
 from kvstore import errors
@@ -25,7 +24,7 @@ async def snapshot(path: Path, members: list[Member], member_id: int, boot: int,
     ClusterTable(store).bootstrap(members)
     batch = store.engine.batch()
     batch.put(schema.seen_row(member_id), schema.pack_pair(boot, sequence))
-    store.commit(batch, replace(store.state, applied_index=9, applied_term=3, revision=7))
+    store.commit(batch, store.state._replace(applied_index=9, applied_term=3, revision=7))
     store.close()
     return MvccStore.open(path)
 
