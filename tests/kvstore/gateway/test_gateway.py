@@ -155,6 +155,7 @@ async def test_metrics_tell_the_state(live: Live) -> None:
     assert found["etcd_server_proposals_applied_total"] == server.store.applied_index
     assert found["etcd_server_proposals_committed_total"] == server.status().commit
     assert found["etcd_debugging_mvcc_current_revision"] == 2
+    assert found["etcd_debugging_mvcc_keys_total"] == 1
     assert found["etcd_debugging_mvcc_watch_stream_total"] == found["etcd_debugging_mvcc_watcher_total"] == 1
     assert found["etcd_mvcc_db_total_size_in_bytes"] > 0
     assert found[f'etcd_server_id{{server_id="{leader.id:x}"}}'] == 1
