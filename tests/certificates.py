@@ -37,7 +37,11 @@ class Pair:
     @property
     def serial(self) -> int:
         """Of the certificate in the file."""
-        return x509.load_pem_x509_certificate(self.cert.read_bytes()).serial_number
+        return serial_of(self.cert.read_text())
+
+
+def serial_of(pem: str) -> int:
+    return x509.load_pem_x509_certificate(pem.encode()).serial_number
 
 
 class Authority:

@@ -19,6 +19,7 @@ The rules of retry, and why:
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, Final, Protocol, Self, TypeVar, Unpack
 
@@ -72,10 +73,12 @@ class _Method(Protocol[Q, R]):
 class Client:
     """Use as an async context manager, on one event loop.
 
-    endpoints: "host:port" or "http://host:port", one per member. A bad one raises ValueError on first use.
+    endpoints: "host:port", "http://host:port" or "https://host:port", one per member. A bad one raises ValueError on
+    first use.
     timeout: seconds a call may take, with all its attempts. Each method takes its own `timeout` too.
     dial_timeout: seconds after which a call gives up when no member can be connected.
-    make_channel: (endpoint) -> a channel with grpc.aio's surface.
+    tls: whom to believe and what to show at https:// endpoints, and at those that name no scheme.
+    make_channel: (endpoint) -> a channel with grpc.aio's surface; has its own TLS.
     """
 
     def __init__(
@@ -84,8 +87,13 @@ class Client:
         *,
         timeout: float = TIMEOUT_SECONDS,
         dial_timeout: float = DIAL_TIMEOUT_SECONDS,
-        make_channel: Callable[[str], Any] = rpc.make_channel,
+        tls: rpc.ChannelTls | None = None,
+        make_channel: Callable[[str], Any] | None = None,
     ) -> None:
+        if make_channel is None:
+            # grpcio cannot be told to believe anybody.
+            front = "nghttp2" if tls is not None and not tls.verify else None
+            make_channel = partial(rpc.make_channel, options=rpc.ChannelOptions(tls=tls), front=front)
         self._timeout = timeout
         self._dial_timeout = dial_timeout
         self._pool = EndpointPool(endpoints, make_channel)

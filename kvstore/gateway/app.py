@@ -21,6 +21,8 @@ from starlette.routing import Route
 
 from kvstore.errors import KvError
 from kvstore.gateway.metrics import CONTENT_TYPE, Metrics
+from kvstore.mvcc.range import range_
+from kvstore.pb.rpc_pb2 import RangeRequest
 from kvstore.version import CLUSTER_VERSION, ETCD_VERSION, STORAGE_VERSION
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ VERSIONS: Final = json.dumps(
     {"etcdserver": ETCD_VERSION, "etcdcluster": CLUSTER_VERSION, "storage": STORAGE_VERSION}, separators=(",", ":")
 )
 NOT_FOUND: Final = "404 page not found"
+EVERY_KEY: Final = RangeRequest(key=b"\0", range_end=b"\0", count_only=True)
 NOSNIFF: Final = {"x-content-type-options": "nosniff"}
 
 
@@ -38,6 +41,7 @@ class Pages:
     def __init__(self, server: "KvServer") -> None:
         self._server = server
         self.metrics = Metrics(server)
+        self._one_count = asyncio.Lock()
 
     async def health(self, request: Request) -> Response:
         reason = await self._unhealthy(request.query_params.get("serializable") == "true")
@@ -66,7 +70,14 @@ class Pages:
         return Response(VERSIONS, media_type="application/json")
 
     async def expose(self, request: Request) -> Response:
-        return Response(self.metrics.exposition(), headers={"content-type": CONTENT_TYPE})
+        async with self._one_count:  # the next one finds what this one counted
+            keys = await self._count_keys()
+        return Response(self.metrics.exposition(keys), headers={"content-type": CONTENT_TYPE})
+
+    async def _count_keys(self) -> int:
+        """In slices, so that nobody waits for a walk over many keys; the store keeps what such a walk has found."""
+        with self._server.store.view() as view:
+            return (await range_(view, EVERY_KEY)).count
 
 
 def make_app(pages: Pages, *, metrics_only: bool = False) -> Starlette:

@@ -33,7 +33,9 @@ class Metrics:
     def count_health(self, healthy: bool) -> None:
         self._state.health[healthy] += 1
 
-    def exposition(self) -> bytes:
+    def exposition(self, keys: int) -> bytes:
+        """keys: how many live keys the store holds, which cannot be known without waiting."""
+        self._state.keys = keys
         return generate_latest(self._registry)
 
 
@@ -42,6 +44,7 @@ class _State(Collector):
     def __init__(self, server: "KvServer") -> None:
         self._server = server
         self.health = {True: 0, False: 0}  # checks by their answer
+        self.keys = 0
         self._leader_changes = 0
         server.on_leader_change.append(self._leader_changed)
 
@@ -116,6 +119,8 @@ class _State(Collector):
             "The revision of the last compaction in store.",
             store.compact_revision,
         )
+
+        yield _gauge("etcd_debugging_mvcc_keys_total", "Total number of keys.", self.keys)
 
     def _watch(self) -> Iterable[Metric]:
         hub = self._server.hub

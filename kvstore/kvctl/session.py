@@ -29,7 +29,7 @@ def global_options(
         str | None,
         typer.Option(
             "--endpoints",
-            help="host:port[,host:port...]; also KVCTL_ENDPOINTS.",
+            help="[https://]host:port[,...]; also KVCTL_ENDPOINTS.",
             show_default="127.0.0.1:2379",
             rich_help_panel=_PANEL,
         ),
@@ -47,6 +47,18 @@ def global_options(
     command_timeout: Annotated[
         str | None, typer.Option(help="Of one request.", show_default="5s", rich_help_panel=_PANEL)
     ] = None,
+    cacert: Annotated[
+        str | None,
+        typer.Option("--cacert", help="Whose servers to believe; also KVCTL_CACERT.", rich_help_panel=_PANEL),
+    ] = None,
+    cert: Annotated[
+        str | None, typer.Option("--cert", help="The certificate to show to servers.", rich_help_panel=_PANEL)
+    ] = None,
+    key_: Annotated[str | None, typer.Option("--key", help="Its key.", rich_help_panel=_PANEL)] = None,
+    insecure_skip_tls_verify: Annotated[
+        bool | None,
+        typer.Option("--insecure-skip-tls-verify", help="Believe any server. For tests only.", rich_help_panel=_PANEL),
+    ] = None,
     config: Annotated[
         str | None,
         typer.Option(
@@ -56,12 +68,16 @@ def global_options(
         ),
     ] = None,
 ) -> dict[str, str | None]:
-    """Their declaration; as a function it returns what was given."""
+    """Their declaration; as a function it returns what was given. `key_`: verbs have a `key`."""
     return {
         "endpoints": endpoints,
         "write_out": write_out,
         "dial_timeout": dial_timeout,
         "command_timeout": command_timeout,
+        "cacert": cacert,
+        "cert": cert,
+        "key": key_,
+        "insecure_skip_tls_verify": None if insecure_skip_tls_verify is None else str(insecure_skip_tls_verify),
         "config": config,
     }
 
@@ -80,9 +96,9 @@ def _set_parameters(function: Callable[..., None], parameters: list[inspect.Para
     function.__annotations__ = {parameter.name: parameter.annotation for parameter in keywords}
 
 
-def root_options(ctx: typer.Context, **given: str | None) -> None:
+def root_options(ctx: typer.Context, **given: Any) -> None:
     """For options before the verb: keep them for it."""
-    ctx.obj = given
+    ctx.obj = global_options(**given)
 
 
 _set_parameters(root_options, [_CONTEXT, *GLOBAL_PARAMETERS.values()])
@@ -100,11 +116,20 @@ class Session:
 
     def client(self, endpoints: tuple[str, ...] | None = None) -> "Client":
         from kvstore.client import Client
+        from kvstore.rpc import ChannelTls
 
+        settings = self.settings
+        tls = ChannelTls(
+            ca_file=settings.cacert,
+            cert_file=settings.cert,
+            key_file=settings.key,
+            verify=not settings.insecure_skip_tls_verify,
+        )
         return Client(
-            endpoints or self.settings.endpoints,
-            timeout=self.settings.command_timeout,
-            dial_timeout=self.settings.dial_timeout,
+            endpoints or settings.endpoints,
+            timeout=settings.command_timeout,
+            dial_timeout=settings.dial_timeout,
+            tls=tls if settings.asks_for_tls else None,
         )
 
     def simple_or_json(self, verb: str) -> None:
@@ -120,7 +145,7 @@ class Session:
 
 def verb(function: Callable[..., Awaitable[None]]) -> Callable[..., None]:
     def run(ctx: typer.Context, **arguments: Any) -> None:
-        here = {name: arguments.pop(name) for name in GLOBAL_PARAMETERS}
+        here = global_options(**{name: arguments.pop(name) for name in GLOBAL_PARAMETERS})
         before: dict[str, str | None] = ctx.find_root().obj or {}
         given = {name: value if value is not None else before.get(name) for name, value in here.items()}
         raise typer.Exit(run_reporting(function, given, arguments))

@@ -27,6 +27,14 @@ class Settings:
     dial_timeout: float  # seconds
     command_timeout: float  # seconds
     write_out: WriteOut
+    cacert: Path | None = None
+    cert: Path | None = None
+    key: Path | None = None
+    insecure_skip_tls_verify: bool = False
+
+    @property
+    def asks_for_tls(self) -> bool:
+        return self.cacert is not None or self.cert is not None or self.insecure_skip_tls_verify
 
 
 DEFAULTS: Final = {
@@ -34,6 +42,10 @@ DEFAULTS: Final = {
     "dial_timeout": "2s",
     "command_timeout": "5s",
     "write_out": "simple",
+    "cacert": "",
+    "cert": "",
+    "key": "",
+    "insecure_skip_tls_verify": "false",
 }
 assert set(DEFAULTS) == {field.name for field in fields(Settings)}
 
@@ -55,11 +67,16 @@ def resolve(given: Mapping[str, str | None], config: str | None, environment: Ma
     endpoints = tuple(filter(None, (part.strip() for part in chosen["endpoints"].split(","))))
     if not endpoints:
         raise usage("--endpoints names no endpoint; want host:port[,host:port...]")
+    files = {name: _file(name, chosen[name]) for name in ("cacert", "cert", "key")}
+    if (files["cert"] is None) != (files["key"] is None):
+        raise usage("--cert and --key belong together; give both")
     return Settings(
         endpoints,
         _duration("dial-timeout", chosen["dial_timeout"]),
         _duration("command-timeout", chosen["command_timeout"]),
         _write_out(chosen["write_out"]),
+        **files,
+        insecure_skip_tls_verify=_flag("insecure-skip-tls-verify", chosen["insecure_skip_tls_verify"]),
     )
 
 
@@ -77,6 +94,22 @@ def _duration(name: str, text: str) -> float:
     return value
 
 
+def _file(name: str, text: str) -> Path | None:
+    if not text:
+        return None
+    try:
+        Path(text).read_bytes()
+    except OSError as error:
+        raise usage(f"--{name}: {text} cannot be read: {error.strerror}") from None
+    return Path(text)
+
+
+def _flag(name: str, text: str) -> bool:
+    if text.lower() not in ("true", "1", "false", "0"):
+        raise usage(f"--{name}: {text!r} is neither true nor false")
+    return text.lower() in ("true", "1")
+
+
 def _write_out(text: str) -> WriteOut:
     try:
         return WriteOut(text)
@@ -85,7 +118,7 @@ def _write_out(text: str) -> WriteOut:
 
 
 def _read_config(path: str | None, environment: Mapping[str, str]) -> dict[str, str]:
-    """The file's keys are the options' names: endpoints, dial-timeout, command-timeout, write-out."""
+    """The file's keys are the options' names: endpoints, dial-timeout, cacert and so on."""
     home = environment.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
     file = Path(path) if path else Path(home, "kvctl.yaml")
     if not file.exists():

@@ -79,8 +79,11 @@ class ChannelTls:
         return context
 
     def grpc_credentials(self) -> Any:
+        """Raises ValueError without `verify`."""
         import grpc
 
+        if not self.verify:
+            raise ValueError("grpcio always checks a server's certificate: only the nghttp2 front can leave that out")
         read = [
             path.read_bytes() if path is not None else None for path in (self.ca_file, self.key_file, self.cert_file)
         ]

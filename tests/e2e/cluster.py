@@ -8,7 +8,8 @@
         cluster.endpoints                          # ["http://127.0.0.1:40001", ...] of all members
         cluster.kv()                               # a generated KV stub on the first running member; kv(member) on one
 
-`Cluster(size, path, flags=[...], environment={...})` gives every member more flags. Logs are at
+`Cluster(size, path, flags=[...], environment={...})` gives every member more flags; with `tls=certificates` all ports
+speak TLS and ask for a certificate. Logs are at
 `member.log_path`; `member.log()` is their text. Nothing here sleeps for a fixed time: each wait polls a
 condition and fails with the member's last log lines.
 """
@@ -32,6 +33,7 @@ from typing import Any, TypeVar
 import grpc
 
 from kvstore.pb import rpc_pb2, rpc_pb2_grpc
+from tests.certificates import Certificates, Pair
 
 READY = "ready to serve client requests"
 POLL_SECONDS = 0.02
@@ -63,13 +65,17 @@ def wait_for(condition: Callable[[], T | None], what: str, timeout: float = WAIT
 class Member:
     """One `kvstore serve` process; it can be killed and started again on its data directory."""
 
-    def __init__(self, name: str, path: Path, client_port: int, peer_port: int) -> None:
+    def __init__(
+        self, name: str, path: Path, client_port: int, peer_port: int, tls: Certificates | None = None
+    ) -> None:
+        scheme = "http" if tls is None else "https"
         self.name = name
+        self.tls = tls
         self.data_dir = path / name
         self.log_path = path / f"{name}.log"
         self.admin_path = path / f"{name}.sock"
-        self.client_url = f"http://127.0.0.1:{client_port}"
-        self.peer_url = f"http://127.0.0.1:{peer_port}"
+        self.client_url = f"{scheme}://127.0.0.1:{client_port}"
+        self.peer_url = f"{scheme}://127.0.0.1:{peer_port}"
         self.target = f"127.0.0.1:{client_port}"  # for a grpc channel
         self.client_port = client_port
         self.peer_port = peer_port
@@ -151,16 +157,21 @@ class Member:
     def channel(self) -> grpc.Channel:
         """One channel for the life of this object; it connects again by itself after a restart."""
         if self._channel is None:
-            self._channel = grpc.insecure_channel(
-                self.target,
-                options=[
-                    ("grpc.use_local_subchannel_pool", 1),
-                    ("grpc.initial_reconnect_backoff_ms", 50),
-                    ("grpc.min_reconnect_backoff_ms", 50),
-                    ("grpc.max_reconnect_backoff_ms", 200),
-                    ("grpc.max_receive_message_length", -1),
-                ],
-            )
+            options = [
+                ("grpc.use_local_subchannel_pool", 1),
+                ("grpc.initial_reconnect_backoff_ms", 50),
+                ("grpc.min_reconnect_backoff_ms", 50 if self.tls is None else 1000),  # bounds the handshake too
+                ("grpc.max_reconnect_backoff_ms", 200),
+                ("grpc.max_receive_message_length", -1),
+            ]
+            if self.tls is None:
+                self._channel = grpc.insecure_channel(self.target, options=options)
+            else:
+                own = self.tls.client
+                credentials = grpc.ssl_channel_credentials(
+                    *(file.read_bytes() for file in (self.tls.ca, own.key, own.cert))
+                )
+                self._channel = grpc.secure_channel(self.target, credentials, options=options)
         return self._channel
 
     def status(self, timeout: float = 2.0) -> rpc_pb2.StatusResponse | None:
@@ -215,6 +226,7 @@ class Cluster:
         *,
         flags: list[str] | None = None,
         environment: dict[str, str] | None = None,
+        tls: Certificates | None = None,
         admin: bool = False,
     ) -> None:
         """admin: give each member an admin socket, for failpoints."""
@@ -224,10 +236,11 @@ class Cluster:
         self._flags = list(flags or [])
         self._environment = dict(environment or {})
         self._admin = admin
+        self._tls = tls
         self._names = itertools.count(size + 1)
         self._removed: list[Member] = []
         self.members = [
-            Member(f"m{number + 1}", path, ports[2 * number], ports[2 * number + 1]) for number in range(size)
+            Member(f"m{number + 1}", path, ports[2 * number], ports[2 * number + 1], tls) for number in range(size)
         ]
         self.initial_cluster = ",".join(f"{member.name}={member.peer_url}" for member in self.members)
         for member in self.members:
@@ -248,6 +261,7 @@ class Cluster:
             f"--listen-peer-urls={member.peer_url}",
             f"--initial-advertise-peer-urls={member.peer_url}",
             f"--initial-cluster={self.initial_cluster}",
+            *(tls_flags(self._tls, self._tls.server) if self._tls is not None else ()),
         ]
 
     def start(self) -> None:
@@ -260,7 +274,7 @@ class Cluster:
 
     def add_member(self, *, learner: bool = False, timeout: float = WAIT_SECONDS) -> Member:
         """A new member, known to the cluster and not started: `start`, then `wait_ready`."""
-        member = Member(f"m{next(self._names)}", self._path, *free_ports(2))
+        member = Member(f"m{next(self._names)}", self._path, *free_ports(2), self._tls)
         request = rpc_pb2.MemberAddRequest(peerURLs=[member.peer_url], isLearner=learner)
 
         def added() -> rpc_pb2.MemberAddResponse | None:
@@ -364,6 +378,20 @@ class Cluster:
     def each_kv(self) -> Iterator[rpc_pb2_grpc.KVStub]:
         for member in self.running:
             yield self.kv(member)
+
+
+def tls_flags(tls: Certificates, pair: Pair) -> list[str]:
+    """A member that shows `pair` and asks everybody for a certificate of the authority."""
+    return [
+        flag
+        for prefix in ("", "peer-")
+        for flag in (
+            f"--{prefix}cert-file={pair.cert}",
+            f"--{prefix}key-file={pair.key}",
+            f"--{prefix}trusted-ca-file={tls.ca}",
+            f"--{prefix}client-cert-auth",
+        )
+    ]
 
 
 def clean_environment() -> dict[str, str]:

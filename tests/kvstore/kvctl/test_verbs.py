@@ -76,7 +76,7 @@ def test_errors_of_the_server_are_1(cluster: Cluster) -> None:
     kvctl(cluster, "get", "k", "--rev=100000").failed(1, "future revision")
     kvctl(cluster, "txn", stdin=b"garbage\n\n\n").failed(1, "malformed comparison: garbage")
     kvctl(cluster, "put", "k", stdin=b"x" * (1536 * 1024 + 1)).failed(1, "request is too large")
-    kvctl(cluster, "get", "k", "--endpoints=https://127.0.0.1:1").failed(1, "only http://")
+    kvctl(cluster, "get", "k", "--endpoints=ftp://127.0.0.1:1").failed(1, "only http://")
 
 
 def test_an_unhealthy_endpoint_is_told_beside_the_healthy(cluster: Cluster) -> None:

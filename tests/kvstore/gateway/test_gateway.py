@@ -1,0 +1,196 @@
+"""/health, /version and /metrics, asked of members as they are."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from starlette.applications import Starlette
+
+from kvstore.errors import TIMEOUT
+from kvstore.gateway.app import Pages, make_app
+from kvstore.pb import rpc_pb2 as pb
+from tests.kvstore.server.live import Live, LiveMember, until
+
+HEALTHY = (200, '{"health":"true","reason":""}')
+PLAIN = "text/plain; charset=utf-8"
+
+
+class Answer:
+    def __init__(self) -> None:
+        self.status = 0
+        self.headers: dict[str, str] = {}
+        self.body = b""
+
+    @property
+    def short(self) -> tuple[int, str]:
+        return self.status, self.body.decode()
+
+
+async def ask(app: Starlette, target: str, method: str = "GET") -> Answer:
+    """As a server calls the application."""
+    path, _, query = target.partition("?")
+    answer = Answer()
+
+    async def receive() -> dict[str, object]:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: dict[str, object]) -> None:
+        if message["type"] == "http.response.start":
+            answer.status = int(str(message["status"]))
+            pairs: list[tuple[bytes, bytes]] = message["headers"]  # type: ignore[assignment]
+            answer.headers = {name.decode(): value.decode() for name, value in pairs}
+        else:
+            body = message.get("body", b"")
+            assert isinstance(body, bytes)
+            answer.body += body
+
+    scope = {
+        "type": "http",
+        "method": method,
+        "path": path,
+        "raw_path": path.encode(),
+        "root_path": "",
+        "query_string": query.encode(),
+        "headers": [],
+        "http_version": "1.1",
+        "scheme": "http",
+    }
+    await app(scope, receive, send)  # type: ignore[arg-type]
+    return answer
+
+
+def metrics_of(text: str) -> dict[str, float]:
+    lines = [line.rpartition(" ") for line in text.splitlines() if line and not line.startswith("#")]
+    return {name: float(value) for name, _, value in lines}
+
+
+@pytest.fixture
+async def live(tmp_path: Path) -> AsyncIterator[Live]:
+    async with Live(tmp_path, 3) as live:
+        yield live
+
+
+def app_of(member: LiveMember, **options: bool) -> Starlette:
+    return make_app(Pages(member.server), **options)
+
+
+async def test_health_version_and_what_is_not_there(live: Live) -> None:
+    app = app_of(await live.follower())
+    for target in ("/health", "/health?serializable=true", "/health?exclude=NOSPACE", "/health?serializable=x"):
+        answer = await ask(app, target)
+        assert answer.short == HEALTHY
+        assert answer.headers["content-type"] == PLAIN
+    version = await ask(app, "/version")
+    assert version.short == (200, '{"etcdserver":"3.6.0","etcdcluster":"3.6.0","storage":"3.6.0"}')
+    assert version.headers["content-type"] == "application/json"
+    for part in json.loads(version.body).values():
+        assert [int(digits) for digits in part.split(".")]  # some clients do this
+    for target in ("/", "/nope", "/health/", "/v3/kv/range"):
+        answer = await ask(app, target)
+        assert answer.short == (404, "404 page not found\n")
+        assert answer.headers["x-content-type-options"] == "nosniff"
+    posted = await ask(app, "/health", "POST")
+    assert posted.short == (405, "Method Not Allowed\n")
+    assert "GET" in posted.headers["allow"]
+    only = app_of(await live.leader(), metrics_only=True)
+    assert (await ask(only, "/health")).short == HEALTHY
+    assert (await ask(only, "/metrics")).status == 200
+    assert (await ask(only, "/version")).status == 404
+
+
+async def test_without_a_quorum_a_member_is_unhealthy_unless_it_is_asked_for_itself(live: Live) -> None:
+    survivor = await live.follower()
+    app = app_of(survivor)
+    for member in live.running:
+        if member is not survivor:
+            await member.stop()
+    await until(lambda: not survivor.server.has_leader, "the leader is missed")
+    answer = await ask(app, "/health")
+    assert answer.short == (503, '{"health":"false","reason":"RAFT NO LEADER"}\n')
+    assert (await ask(app, "/health?serializable=true")).short == HEALTHY
+    found = metrics_of((await ask(app, "/metrics")).body.decode())
+    assert found["etcd_server_has_leader"] == 0
+    assert (found["etcd_server_health_success"], found["etcd_server_health_failures"]) == (1, 1)
+    assert not [name for name in found if name.startswith("etcd_network_active_peers")]
+
+
+async def test_a_read_that_fails_or_never_ends_is_unhealthy(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    leader = await live.leader()
+    app = app_of(leader)
+
+    async def fails() -> None:
+        raise TIMEOUT
+
+    monkeypatch.setattr(leader.server, "linearizable", fails)
+    assert (await ask(app, "/health")).short == (
+        503,
+        '{"health":"false","reason":"RANGE ERROR:etcdserver: request timed out"}\n',
+    )
+    monkeypatch.setattr(leader.server, "linearizable", asyncio.Event().wait)
+    monkeypatch.setattr(type(leader.config), "request_timeout", 0.01)
+    assert (await ask(app, "/health")).short == (
+        503,
+        '{"health":"false","reason":"RANGE ERROR:context deadline exceeded"}\n',
+    )
+
+
+async def test_metrics_tell_the_state(live: Live) -> None:
+    leader = await live.leader()
+    follower = await live.follower()
+    app, other = app_of(leader), app_of(follower)
+    await leader.kv.Put(pb.PutRequest(key=b"k", value=b"v"))
+    call = leader.stub_watch.Watch()
+    await call.write(pb.WatchRequest(create_request=pb.WatchCreateRequest(key=b"k")))
+    assert (await call.read()).created
+
+    answer = await ask(app, "/metrics")
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    text = answer.body.decode()
+    found = metrics_of(text)
+    server = leader.server
+    assert found["etcd_server_has_leader"] == found["etcd_server_is_leader"] == 1
+    assert found["etcd_server_is_learner"] == 0
+    assert found["etcd_server_proposals_applied_total"] == server.store.applied_index
+    assert found["etcd_server_proposals_committed_total"] == server.status().commit
+    assert found["etcd_debugging_mvcc_current_revision"] == 2
+    assert found["etcd_debugging_mvcc_keys_total"] == 1
+    assert found["etcd_debugging_mvcc_watch_stream_total"] == found["etcd_debugging_mvcc_watcher_total"] == 1
+    assert found["etcd_mvcc_db_total_size_in_bytes"] > 0
+    assert found[f'etcd_server_id{{server_id="{leader.id:x}"}}'] == 1
+    assert found['etcd_cluster_version{cluster_version="3.6"}'] == 1
+    peers = {
+        f'etcd_network_active_peers{{Local="{leader.id:x}",Remote="{one:x}"}}' for one in server.transport.connected()
+    }
+    assert len(peers) == 2
+    assert peers <= set(found)
+    assert found["process_resident_memory_bytes"] > 0
+    # By these types dashboards know them.
+    assert "# TYPE etcd_server_proposals_committed_total gauge" in text
+    assert "# TYPE etcd_server_leader_changes_seen_total counter" in text
+    call.cancel()
+
+    found = metrics_of((await ask(other, "/metrics")).body.decode())
+    assert (found["etcd_server_has_leader"], found["etcd_server_is_leader"]) == (1, 0)
+    changes = found["etcd_server_leader_changes_seen_total"]
+    await leader.server.move_leader(follower.id)
+    await until(lambda: follower.leads, "it leads")
+    found = metrics_of((await ask(other, "/metrics")).body.decode())
+    assert found["etcd_server_leader_changes_seen_total"] == changes + 1
+    assert found["etcd_server_is_leader"] == 1
+
+
+async def test_a_request_without_a_result_is_counted_as_failed(live: Live) -> None:
+    leader = await live.leader()
+    app = app_of(leader)
+    before = metrics_of((await ask(app, "/metrics")).body.decode())["etcd_server_proposals_failed_total"]
+    for member in live.running:
+        if member is not leader:
+            await member.stop()
+    put = asyncio.ensure_future(leader.kv.Put(pb.PutRequest(key=b"k", value=b"v"), timeout=30))
+    await until(lambda: leader.server.waiting_requests, "it waits for a quorum that is gone")
+    assert metrics_of((await ask(app, "/metrics")).body.decode())["etcd_server_proposals_pending"] == 1
+    await until(put.done, "it has waited long enough")
+    assert put.exception() is not None
+    assert metrics_of((await ask(app, "/metrics")).body.decode())["etcd_server_proposals_failed_total"] == before + 1
