@@ -146,10 +146,7 @@ class ClientSession(Session):
     def flushed(self) -> None:
         if self.is_closed:
             return
-        for event in self.connection.events():
-            handler = self.handlers.get(type(event))
-            if handler is not None:
-                handler(event)
+        self.dispatch()
         if self.blocked:
             for stream in [stream for stream in self.blocked if not self.is_full(stream)]:
                 del self.blocked[stream]

@@ -235,6 +235,7 @@ class ServerSession(Session):
         self._ended[stream_id] = None
 
     def flushed(self) -> None:
+        self.dispatch()
         connection = self.connection
         if self._waiting:
             for stream_id, stream in list(self._waiting.items()):

@@ -97,11 +97,7 @@ class Session(asyncio.Protocol):
         except engine.NGH2Error as error:
             self.fail(str(error))
             return
-        handlers = self.handlers
-        for event in connection.events():
-            handler = handlers.get(type(event))
-            if handler is not None:
-                handler(event)
+        self.dispatch()
         self.touch()
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -115,6 +111,14 @@ class Session(asyncio.Protocol):
         self.touch()
 
     # For the role
+
+    def dispatch(self) -> None:
+        """Hand out what has happened. Sending brings events too: a stream ends with its last frame."""
+        handlers = self.handlers
+        for event in self.connection.events():
+            handler = handlers.get(type(event))
+            if handler is not None:
+                handler(event)
 
     def touch(self) -> None:
         if not self.is_touched:
