@@ -247,6 +247,7 @@ class ServerSession(Session):
                 if not connection.queued_body_size(stream_id):
                     engine.reset(connection, stream_id, engine.ErrorCode.NO_ERROR)
                     del self._lingering[stream_id]
+                    self.touch()
             if self._ended:
                 self._lingering.update(self._ended)
                 self._ended.clear()

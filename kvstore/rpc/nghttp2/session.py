@@ -116,6 +116,8 @@ class Session(asyncio.Protocol):
         """Hand out what has happened. Sending brings events too: a stream ends with its last frame."""
         handlers = self.handlers
         for event in self.connection.events():
+            if self.is_closed:
+                return
             handler = handlers.get(type(event))
             if handler is not None:
                 handler(event)

@@ -2,12 +2,10 @@
 stream ends that stream, and the server serves on."""
 
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import Awaitable, Callable
 
 import pytest
 
-from tests.kvstore.rpc.ends import Ends, Files
-from tests.kvstore.rpc.pairs import GRPCIO, NGHTTP2, Pair
 from tests.kvstore.rpc.raw import (
     ACK,
     CANCEL,
@@ -45,18 +43,8 @@ from tests.kvstore.rpc.services import Front
 
 
 @pytest.fixture
-async def front(files: Files) -> AsyncIterator[Front]:
-    pair = Pair(NGHTTP2, GRPCIO, tls=False)
-    if pair.missing is not None:
-        pytest.skip(pair.missing)
-    ends = Ends(pair, files)
-    front = Front(ends)
-    await ends.start_rpc(front.server)
-    front.channel = ends.rpc_channel()
-    front.port = ends.port
-    yield front
-    assert await front.ask(b"alive") == b"alive"
-    await ends.close()
+async def front(raw: Callable[..., Awaitable[Front]]) -> Front:
+    return await raw()
 
 
 def setting(key: int, value: int) -> bytes:
