@@ -105,10 +105,12 @@ class UnaryCall(ServerStream, Call):
             self._leave()
 
     def stop(self, error: KvError) -> None:
-        self.fail(error)
+        if self._session is not None:
+            self._cancelled = True
+            self.fail(error)
 
     def expire(self) -> None:
-        self.fail(DEADLINE_EXCEEDED)
+        self.stop(DEADLINE_EXCEEDED)
 
     # Call
 

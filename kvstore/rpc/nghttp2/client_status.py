@@ -47,6 +47,8 @@ def of_trailers(headers: Headers) -> Ending | None:
             code = STATUS.get(int(value), grpc.StatusCode.UNKNOWN) if value.isdigit() else grpc.StatusCode.UNKNOWN
         elif name == b"grpc-message":
             text = decode_message(value)
+    if code is grpc.StatusCode.OK:
+        return code, ""  # grpc.aio tells no text of a success, whatever was sent
     return None if code is None else (code, text)
 
 

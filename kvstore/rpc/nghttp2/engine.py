@@ -111,6 +111,7 @@ def client_connection(*, header_bytes_max: int, stream_window: int, connection_w
         Role.CLIENT,
         Configuration(
             auto_window_update=False,
+            max_continuations=64,
             max_inbound_header_list_size=_HEADER_BYTES_FATAL,
             max_send_header_block_length=_HEADER_BYTES_FATAL,
         ),

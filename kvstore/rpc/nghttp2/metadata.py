@@ -52,7 +52,7 @@ def encode(metadata: "Iterable[tuple[str, Value]] | Mapping[str, Value] | None")
         text = value if isinstance(value, str) else value.decode("latin-1")
         if not _TEXT.fullmatch(text):
             raise ValueError(f"metadata was invalid: the value of {name!r} is not printable ASCII")
-        headers.append((name.encode(), text.encode()))
+        headers.append((name.encode(), text.strip(" ").encode()))  # gRPC allows it, and HTTP/2 demands it
     return headers
 
 
@@ -76,9 +76,16 @@ def decode(headers: Iterable[tuple[bytes, bytes]]) -> Metadata:
 
 def encode_message(text: str) -> bytes:
     raw = text.encode("utf-8", "replace")
-    if _PLAIN.issuperset(raw):
+    # HTTP/2 allows no space at either end of a value, and libnghttp2 insists.
+    if _PLAIN.issuperset(raw) and raw == raw.strip(b" "):
         return raw
-    return b"".join([b"%c" % byte if byte in _PLAIN else b"%%%02X" % byte for byte in raw])
+    last = len(raw) - 1
+    return b"".join(
+        [
+            b"%c" % byte if byte in _PLAIN and not (byte == 0x20 and position in (0, last)) else b"%%%02X" % byte
+            for position, byte in enumerate(raw)
+        ]
+    )
 
 
 def decode_message(raw: bytes) -> str:

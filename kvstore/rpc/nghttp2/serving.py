@@ -25,7 +25,7 @@ RESPONSE: Final = ((b":status", b"200"), (b"content-type", metadata.CONTENT_TYPE
 OK: Final = ((b"grpc-status", b"0"),)
 LINGER_SECONDS: Final = 20.0  # for a client to read the end of a stream
 PING_STRIKES_MAX: Final = 2  # as gRPC's servers
-QUEUE_CHECK_CALLS: Final = 64  # how often a connection's queue is looked at
+QUEUE_CHECK_CALLS: Final = 64  # after how many calls or flushes a connection's queue is looked at
 NO_TIMEOUT: Final = -1.0
 
 _ENCODINGS: Final = {b"identity": IDENTITY, b"gzip": GZIP, b"deflate": DEFLATE}
@@ -97,6 +97,7 @@ class ServerSession(Session):
         self._method: Method
         self._head: Request
         self._calls = 0
+        self._flushes = 0
         self._strikes = 0
         self._pinged = 0.0
         self._is_draining = False
@@ -212,13 +213,15 @@ class ServerSession(Session):
         if server.calls_open >= server.options.pending_calls_max:
             return _TOO_MANY
         self._calls += 1
-        if self._calls % QUEUE_CHECK_CALLS == 0 or self.is_paused:
-            queued = self.connection.queued_body_size()
-            if queued > 2 * server.options.connection_queue_bytes_max:
-                self._loop.call_soon(self.abort, "the client does not read what it is sent")
-            if queued > server.options.connection_queue_bytes_max:
-                return _UNREAD
-        return None
+        is_due = self._calls % QUEUE_CHECK_CALLS == 0 or self.is_paused
+        return _UNREAD if is_due and self._is_unread(server.options.connection_queue_bytes_max) else None
+
+    def _is_unread(self, bytes_max: int) -> bool:
+        """Whether more waits for the client to read it; with twice as much, the connection is ended."""
+        queued = self.connection.queued_body_size()
+        if queued > 2 * bytes_max:
+            self._loop.call_soon(self.abort, "the client does not read what it is sent")
+        return queued > bytes_max
 
     def _refuse(self, stream_id: int, head: Headers, has_ended: bool) -> None:
         if engine.headers_only(self.connection, stream_id, head) and not has_ended:
@@ -235,6 +238,10 @@ class ServerSession(Session):
         self._ended[stream_id] = None
 
     def flushed(self) -> None:
+        self._flushes += 1
+        if self._flushes % QUEUE_CHECK_CALLS == 0:
+            # Calls that were taken while nothing was queued are answered now.
+            self._is_unread(self.server.options.connection_queue_bytes_max)
         connection = self.connection
         if self._waiting:
             for stream_id, stream in list(self._waiting.items()):
@@ -246,6 +253,7 @@ class ServerSession(Session):
                 if not connection.queued_body_size(stream_id):
                     engine.reset(connection, stream_id, engine.ErrorCode.NO_ERROR)
                     del self._lingering[stream_id]
+                    self.touch()
             if self._ended:
                 self._lingering.update(self._ended)
                 self._ended.clear()

@@ -137,7 +137,8 @@ class Session(asyncio.Protocol):
         if not connection.want_read and not connection.want_write:
             transport.close()  # a GOAWAY was the last word
         self._dispatch()  # a stream whose last frame has left is closed, and nothing else may come to tell it
-        self.flushed()
+        if not self.is_closed:
+            self.flushed()
 
     def flushed(self) -> None:
         """After each flush."""
@@ -191,8 +192,11 @@ class Session(asyncio.Protocol):
     # Inside
 
     def _dispatch(self) -> None:
+        """Hand out what has happened. Sending brings events too."""
         handlers = self.handlers
         for event in self.connection.events():
+            if self.is_closed:
+                return
             handler = handlers.get(type(event))
             if handler is not None:
                 handler(event)

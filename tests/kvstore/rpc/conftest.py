@@ -1,15 +1,17 @@
 """Fixtures of the conformance suite: `ends` for each pair of fronts (pairs.py)."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import structlog
 
 from tests.kvstore.rpc.certificates import Authority
 from tests.kvstore.rpc.ends import Ends, Files
-from tests.kvstore.rpc.pairs import LOOPS, PAIRS, Pair, is_default
+from tests.kvstore.rpc.pairs import GRPCIO, LOOPS, NGHTTP2, PAIRS, Pair, is_default
+from tests.kvstore.rpc.services import Front
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -66,4 +68,27 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
 async def ends(pair: Pair, files: Files) -> AsyncIterator[Ends]:
     ends = Ends(pair, files)
     yield ends
+    await ends.close()
+
+
+@pytest.fixture
+async def raw(files: Files) -> AsyncIterator[Callable[..., Awaitable[Front]]]:
+    """Makes servers of the nghttp2 front for peers by hand (raw.py); each must still serve when the test is over."""
+    pair = Pair(NGHTTP2, GRPCIO, tls=False)
+    if pair.missing is not None:
+        pytest.skip(pair.missing)
+    made: list[Front] = []
+    ends = Ends(pair, files)
+
+    async def make(**options: Any) -> Front:
+        front = Front(ends, **options)
+        await ends.start_rpc(front.server)
+        front.channel = ends.rpc_channel()
+        front.port = ends.port
+        made.append(front)
+        return front
+
+    yield make
+    for front in made:
+        assert await front.ask(b"alive", wait_for_ready=True) == b"alive"
     await ends.close()

@@ -88,6 +88,25 @@ async def test_a_servers_metadata(ends: Ends) -> None:
     assert metadata["x-trailing"] == "2"
 
 
+@pytest.mark.parametrize("value", [" a", "a ", "  ", " a b "], ids=repr)
+async def test_spaces_around_a_value_may_be_lost(ends: Ends, value: str) -> None:
+    """gRPC allows to strip them, HTTP/2 forbids them; the call must live."""
+    if ends.pair.server != ends.pair.client:
+        pytest.xfail("grpcio sends spaces at the ends of a header's value, and libnghttp2 refuses them as HTTP/2 says")
+    seen: list[Any] = []
+
+    async def look(request: bytes, context: Any) -> bytes:
+        seen.extend(own(context.invocation_metadata()))
+        context.set_trailing_metadata((("x-spaced", value),))
+        return request
+
+    channel = await ends.connect(unary_unary=look)
+    call = method(channel, "unary_unary")(b"a", metadata=[("x-spaced", value)])
+    assert await call == b"a"
+    for pairs in (seen, own(await call.trailing_metadata())):
+        assert pairs in ([("x-spaced", value)], [("x-spaced", value.strip())], [])
+
+
 async def test_initial_metadata_is_sent_once(ends: Ends) -> None:
     errors: list[BaseException] = []
 
@@ -182,14 +201,14 @@ def with_bytes(handlers: dict[str, Any]) -> dict[str, Any]:
 
 async def test_a_servers_metadata_over_the_clients_limit(ends: Ends) -> None:
     async def tell(request: bytes, context: Any) -> bytes:
-        context.set_trailing_metadata((("x-large", "y" * int(request)),))
+        context.set_trailing_metadata([(f"x-{number}", "y" * 4000) for number in range(int(request))])
         return b"answer"
 
     channel = await ends.connect(unary_unary=tell)
-    call = method(channel, "unary_unary")(b"4000")
+    call = method(channel, "unary_unary")(b"1")
     assert await call == b"answer"
     assert [len(value) for _, value in own(await call.trailing_metadata())] == [4000]
-    status = await error_of(method(channel, "unary_unary")(b"200000"))
+    status = await error_of(method(channel, "unary_unary")(b"50"))
     assert status.code is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert await method(channel, "unary_unary")(b"1") == b"answer"
 

@@ -11,6 +11,7 @@ import grpc.aio
 import pytest
 
 from tests.kvstore.rpc.ends import EOF, Ends, echo, error_of, method, own, status_of, until
+from tests.kvstore.rpc.pairs import GRPCIO, NGHTTP2
 
 Code = grpc.StatusCode
 TEXTS = [
@@ -33,6 +34,9 @@ async def consumed(requests: Any) -> None:
 
 @pytest.mark.parametrize("text", TEXTS, ids=lambda text: repr(text)[:14])
 async def test_a_text_arrives_as_it_was(ends: Ends, text: str) -> None:
+    if text != text.strip(" ") and (ends.pair.server, ends.pair.client) == (GRPCIO, NGHTTP2):
+        pytest.xfail("grpcio sends spaces at the ends of a header's value, and libnghttp2 refuses them as HTTP/2 says")
+
     async def fail(request: bytes, context: Any) -> bytes:
         if request:
             await context.send_initial_metadata(())
