@@ -25,6 +25,7 @@ DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE = 0, 1, 3, 4, 6
 END_STREAM, END_HEADERS, ACK = 1, 4, 1
 WINDOW_START = 65535  # of the connection, whatever the settings say (RFC 9113 section 6.9.2)
 WINDOW_BIG = 2**30
+FRAME_MAX = 16_384  # that any peer takes
 FRAME = struct.Struct(">HBBBI")
 MESSAGE_HEADER: Final = 5  # bytes in front of each message: a flag and the length
 STATUS_OK, STATUS_UNKNOWN, STATUS_UNAVAILABLE = 0, 2, 14  # gRPC's codes
@@ -132,6 +133,7 @@ class Connection(asyncio.Protocol):
         stream = self._stream
         self._stream += 2
         size = len(message) + MESSAGE_HEADER
+        assert size <= FRAME_MAX, "a request is one frame here: bench.channel takes larger ones"
         self._send_window -= size
         assert self._send_window >= 0, "more in flight on one connection than its window: use more connections"
         if not self._out:
