@@ -16,7 +16,7 @@ from typing import Any
 from bench import plots, report
 from bench.measure import QUICK, Effort
 from bench.progress import Progress
-from bench.rows import Row, chosen
+from bench.rows import LONG, Row, chosen
 from bench.runner import SYSTEMS, Runner, wanted
 
 ROUNDS = 3
@@ -42,6 +42,8 @@ def main() -> int:
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
+    if options.quick and not options.row:
+        rows = [row for row in rows if row.name not in LONG]
     if options.list:
         print("\n".join(f"{row.name:16} {row.what}" for row in rows))
         return 0
@@ -111,11 +113,14 @@ def conclude(results: list[dict[str, Any]], rows: list[Row], options: argparse.N
         print(f"Not of full size ({', '.join(f'{name} {value:g}' for name, value in effort.items())}).")
     for text in report.refused(results):
         print(f"refused: {text}", file=sys.stderr)
-    for path in [*plots.ratios(found), *plots.latencies(results, shown)]:
+    drawn = [*plots.ratios(found), *plots.latencies(results, shown)]
+    for path in drawn:
         print(f"plot: {path}")
     if options.readme:
         rounds = max(one["round"] for one in results) + 1
-        report.into_readme(f"{report.table(found)}\n\n{report.summary(found)} Up to {rounds} rounds at {where}.")
+        text = f"{report.table(found)}\n\n{report.summary(found)} Medians of up to {rounds} rounds at {where}."
+        images = [path.relative_to(report.README.parent) for path in drawn if path.suffix == ".svg"]
+        report.into_readme("\n\n".join([text, *(f"![{path.stem}]({path})" for path in images)]))
 
 
 if __name__ == "__main__":

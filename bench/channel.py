@@ -1,7 +1,7 @@
 """A gRPC connection of the load generator over nghttp2: unary calls of any size, and streams; flow control both ways.
 
 The counterpart of `bench.h2`, which is cheaper and can only do small unary calls. nghttp2 keeps the windows: what the
-peer's do not allow yet is queued, and ours are given back as data are taken.
+peer's do not allow yet is queued, and ours open again as data are taken, which is at once.
 """
 
 import asyncio
@@ -9,17 +9,12 @@ import ssl
 from collections.abc import Callable
 from typing import Final, cast
 
-from bench import engine
-from bench.h2 import MESSAGE_HEADER, STATUS_UNAVAILABLE, STATUS_UNKNOWN, Done
+from bench.h2 import MESSAGE_HEADER, STATUS_UNAVAILABLE, STATUS_UNKNOWN, Done, status_of
+from kvstore.rpc.nghttp2 import engine
 
 WINDOW_BYTES: Final = 4 << 20  # of a stream and of the connection; the peer may send so much ahead
 CANCEL: Final = 8  # HTTP/2's error code
-SETTINGS: Final = {
-    engine.Setting.INITIAL_WINDOW_SIZE: WINDOW_BYTES,
-    engine.Setting.ENABLE_PUSH: 0,
-    engine.Setting.MAX_HEADER_LIST_SIZE: 1 << 16,
-}
-STREAMS_MAX: Final = 2**31 - 1
+HEADER_BYTES_MAX: Final = 1 << 16
 
 Received = Callable[[bytes], None]
 Ended = Callable[[int], None]
@@ -96,8 +91,9 @@ class Channel(asyncio.Protocol):
         self._authority = authority.encode()
         self._headers: dict[str, list[tuple[bytes, bytes]]] = {}
         self._streams: dict[int, Stream] = {}
-        configuration = engine.Configuration(peer_max_concurrent_streams=STREAMS_MAX)
-        self._h2 = engine.Connection(engine.Role.CLIENT, configuration)
+        self._h2 = engine.client_connection(
+            header_bytes_max=HEADER_BYTES_MAX, stream_window=WINDOW_BYTES, connection_window=WINDOW_BYTES
+        )
         self._loop = asyncio.get_running_loop()
         self._lost = self._loop.create_future()
         self._flush_due = False
@@ -105,8 +101,6 @@ class Channel(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is one without being a subclass
-        self._h2.initiate_connection(SETTINGS)
-        self._h2.set_local_window_size(WINDOW_BYTES)
         self._flush()
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -118,11 +112,12 @@ class Channel(asyncio.Protocol):
 
     def call(self, path: str, message: bytes, done: Done) -> None:
         """One request, one answer: done(status, response)."""
-        if self._lost.done():
-            self._loop.call_soon(done, STATUS_UNAVAILABLE, b"")
-            return
         found: list[bytes] = []
-        stream = self.stream(path, found.append, lambda status: done(status, found[0] if found else b""))
+        try:
+            stream = self.stream(path, found.append, lambda status: done(status, found[0] if found else b""))
+        except CallFailedError as error:
+            self._loop.call_soon(done, error.status, b"")
+            return
         stream.send(message, last=True)
 
     async def ask(self, path: str, message: bytes = b"", seconds: float = 30.0) -> bytes:
@@ -152,7 +147,9 @@ class Channel(asyncio.Protocol):
                 (b"te", b"trailers"),
                 (b"content-type", b"application/grpc"),
             ]
-        number = self._h2.send_request(headers)
+        number = engine.open_stream(self._h2, headers)
+        if not number:
+            raise CallFailedError(path, STATUS_UNAVAILABLE)
         stream = self._streams[number] = Stream(self, number, received, ended)
         self._changed()
         return stream
@@ -160,12 +157,12 @@ class Channel(asyncio.Protocol):
     def send(self, number: int, data: bytes, last: bool) -> None:
         """Bytes of a stream, which may have ended already."""
         if number in self._streams:
-            self._h2.send_data(number, data, end_stream=last)
+            (engine.message if last else engine.data)(self._h2, number, data)
             self._changed()
 
     def cancel(self, number: int) -> None:
         if self._streams.pop(number, None) is not None:
-            self._h2.reset_stream(number, CANCEL)
+            engine.reset(self._h2, number, CANCEL)
             self._changed()
 
     @property
@@ -208,11 +205,12 @@ class Channel(asyncio.Protocol):
 
     def _event(self, event: engine.Event) -> None:
         if isinstance(event, engine.DataReceived):
+            engine.acknowledge(self._h2, event.stream_id, len(event.data))
             if (stream := self._streams.get(event.stream_id)) is not None and event.data:
                 stream.data(event.data)
         elif isinstance(event, engine.ResponseReceived | engine.TrailersReceived):
             if (stream := self._streams.get(event.stream_id)) is not None:
-                stream.status = engine.status_of(event.headers, stream.status)
+                stream.status = status_of(event.headers, stream.status)
         elif isinstance(event, engine.StreamClosed):
             if (stream := self._streams.pop(event.stream_id, None)) is not None:
                 stream.ended(STATUS_UNKNOWN if stream.status is None else stream.status)

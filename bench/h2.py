@@ -18,13 +18,14 @@ import struct
 from collections.abc import Callable
 from typing import Final, cast
 
-from bench import engine
+from kvstore.rpc.nghttp2 import engine
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8
 END_STREAM, END_HEADERS, ACK = 1, 4, 1
 WINDOW_START = 65535  # of the connection, whatever the settings say (RFC 9113 section 6.9.2)
 WINDOW_BIG = 2**30
+FRAME_MAX = 16_384  # that any peer takes
 FRAME = struct.Struct(">HBBBI")
 MESSAGE_HEADER: Final = 5  # bytes in front of each message: a flag and the length
 STATUS_OK, STATUS_UNKNOWN, STATUS_UNAVAILABLE = 0, 2, 14  # gRPC's codes
@@ -69,16 +70,23 @@ def status_in(block: bytes) -> int:
 
 
 def _decoded(answer: bytes) -> int | None:
-    decoder = engine.Connection(engine.Role.CLIENT)
-    decoder.initiate_connection()
-    decoder.send_request([(b":method", b"POST"), (b":scheme", b"http"), (b":path", b"/"), (b":authority", b"a")])
+    decoder = engine.client_connection(
+        header_bytes_max=1 << 16, stream_window=WINDOW_START, connection_window=WINDOW_START
+    )
+    request = [(b":method", b"POST"), (b":scheme", b"http"), (b":path", b"/"), (b":authority", b"a")]
+    engine.open_stream(decoder, request)
     decoder.data_to_send()
     decoder.receive_data(frame(SETTINGS, 0, 0) + answer)
     found = None
     for event in decoder.events():
         if isinstance(event, engine.ResponseReceived | engine.TrailersReceived):
-            found = engine.status_of(event.headers, found)
+            found = status_of(event.headers, found)
     return found
+
+
+def status_of(headers: engine.Headers, default: int | None = None) -> int | None:
+    """grpc-status among headers or trailers."""
+    return next((int(value) for name, value in headers if name == b"grpc-status"), default)
 
 
 class Connection(asyncio.Protocol):
@@ -125,6 +133,7 @@ class Connection(asyncio.Protocol):
         stream = self._stream
         self._stream += 2
         size = len(message) + MESSAGE_HEADER
+        assert size <= FRAME_MAX, "a request is one frame here: bench.channel takes larger ones"
         self._send_window -= size
         assert self._send_window >= 0, "more in flight on one connection than its window: use more connections"
         if not self._out:

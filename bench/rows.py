@@ -167,6 +167,7 @@ ROWS: Final = [
     Row("peer-put-50", "PySyncObj, unsynced: put, 50", "put-50", other="pysyncobj"),
     Row("peer-put-1000", "PySyncObj, unsynced: put, 1000", "put-1000", other="pysyncobj"),
 ]
+LONG: Final = frozenset({"check-perf-s", "check-perf-m"})  # a minute each, whatever the effort
 IN_FLIGHT: Final = {"put-1": 1, "put-50": 50, "put-1000": 1000}  # of the rows that PySyncObj has too
 
 

@@ -32,6 +32,7 @@ class FakeMember(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic i
             "/etcdserverpb.KV/Put": grpc.unary_unary_rpc_method_handler(self._put, identity, identity),
             "/test/Echo": grpc.unary_unary_rpc_method_handler(self._echo, identity, identity),
             "/test/Size": grpc.unary_unary_rpc_method_handler(self._size, identity, identity),
+            "/test/Large": grpc.unary_unary_rpc_method_handler(self._large, identity, identity),
             "/test/Stream": grpc.stream_stream_rpc_method_handler(self._stream, identity, identity),
             "/test/Flood": grpc.unary_stream_rpc_method_handler(self._flood, identity, identity),
         }
@@ -50,6 +51,9 @@ class FakeMember(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic i
 
     async def _size(self, request: bytes, context: object) -> bytes:
         return str(len(request)).encode()
+
+    async def _large(self, request: bytes, context: object) -> bytes:
+        return b"x" * int(request)
 
     async def _stream(self, requests: AsyncIterator[bytes], context: object) -> AsyncIterator[bytes]:
         async for request in requests:

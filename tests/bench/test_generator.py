@@ -67,8 +67,7 @@ class TestUnary:
 
     async def test_a_large_answer_comes_whole(self, url: str, dial: Dial) -> None:
         connection = await dial(url, None)
-        status, response = await ask(connection, "/test/Echo", b"x" * 50_000)
-        assert (status, response) == (0, b"x" * 50_000)
+        assert await ask(connection, "/test/Large", b"3000000") == (0, b"x" * 3_000_000)
         await connection.close()
 
     async def test_calls_end_when_the_connection_is_lost(self, dial: Dial) -> None:
@@ -104,10 +103,14 @@ async def test_an_mebibyte_each_way_passes_the_windows(url: str) -> None:
     await opened.close()
 
 
-async def test_a_small_connection_refuses_to_overrun_the_peers_window(url: str) -> None:
+async def test_a_small_connection_refuses_to_overrun_frame_and_window(url: str) -> None:
     connection = await h2.dial(url)
+    with pytest.raises(AssertionError, match="one frame"):
+        connection.call("/test/Size", b"x" * h2.FRAME_MAX, lambda status, response: None)
+    for _ in range(4):
+        connection.call("/test/Size", b"x" * 15_000, lambda status, response: None)
     with pytest.raises(AssertionError, match="window"):
-        connection.call("/test/Size", b"x" * 70_000, lambda status, response: None)
+        connection.call("/test/Size", b"x" * 15_000, lambda status, response: None)
     await connection.close()
 
 
