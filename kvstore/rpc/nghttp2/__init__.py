@@ -6,6 +6,7 @@
     deadlines.py many deadlines for the price of one timer
     session.py   an HTTP/2 connection on asyncio: one write per tick, keep-alive, errors; both roles
 
+    authority.py    clients that libnghttp2 would refuse
     server.py    grpc.aio's Server: listening, methods, stopping         front.py   RpcServer, the seam services use
     serving.py   a connection's server side; calls.py, handlers.py: what stands behind a stream
     context.py   grpc.aio's ServicerContext

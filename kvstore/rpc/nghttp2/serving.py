@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from kvstore.errors import Code, KvError
 from kvstore.rpc.nghttp2 import engine, metadata
+from kvstore.rpc.nghttp2.authority import AuthorityFilter
 from kvstore.rpc.nghttp2.engine import Headers
 from kvstore.rpc.nghttp2.framing import ACCEPTED, DEFLATE, GZIP, IDENTITY
 from kvstore.rpc.nghttp2.session import KEEPALIVE, Session
@@ -93,6 +94,7 @@ class ServerSession(Session):
         self._waiting: dict[int, ServerStream] = {}  # for their queue to be taken
         self._ended: dict[int, None] = {}  # by us, since the last flush
         self._lingering: dict[int, None] = {}  # likewise, before it
+        self._filter: AuthorityFilter | None = AuthorityFilter()
         self._headers: Headers = ()  # of the last call, without a deadline; what follows from them:
         self._method: Method
         self._head: Request
@@ -109,6 +111,13 @@ class ServerSession(Session):
             engine.PingReceived: self._ping,  # type: ignore[dict-item]
             engine.PingAcknowledged: self._pong,  # type: ignore[dict-item]
         }
+
+    def data_received(self, data: bytes) -> None:
+        if self._filter is not None:
+            data = self._filter.feed(data)
+            if not self._filter.is_needed:
+                self._filter = None
+        super().data_received(data)
 
     # Events
 
