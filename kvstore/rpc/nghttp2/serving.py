@@ -26,7 +26,8 @@ RESPONSE: Final = ((b":status", b"200"), (b"content-type", metadata.CONTENT_TYPE
 OK: Final = ((b"grpc-status", b"0"),)
 LINGER_SECONDS: Final = 20.0  # for a client to read the end of a stream
 PING_STRIKES_MAX: Final = 2  # as gRPC's servers
-QUEUE_CHECK_CALLS: Final = 64  # after how many calls or flushes a connection's queue is looked at
+QUEUE_CHECK_CALLS: Final = 64  # after how many calls a connection's queue is looked at ...
+QUEUE_CHECK_FLUSHES: Final = 8  # ... or flushes, each of which may be of many answers
 NO_TIMEOUT: Final = -1.0
 
 _ENCODINGS: Final = {b"identity": IDENTITY, b"gzip": GZIP, b"deflate": DEFLATE}
@@ -248,7 +249,7 @@ class ServerSession(Session):
 
     def flushed(self) -> None:
         self._flushes += 1
-        if self._flushes % QUEUE_CHECK_CALLS == 0:
+        if self._flushes % QUEUE_CHECK_FLUSHES == 0:
             # Calls that were taken while nothing was queued are answered now.
             self._is_unread(self.server.options.connection_queue_bytes_max)
         connection = self.connection

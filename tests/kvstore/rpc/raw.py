@@ -177,7 +177,10 @@ class Client:
         async with asyncio.timeout(SECONDS):
             while not condition():
                 self.flush()
-                received = await self._reader.read(1 << 20)
+                try:
+                    received = await self._reader.read(1 << 20)
+                except ConnectionError:
+                    received = b""
                 if not received:
                     self.is_closed = True
                     break
