@@ -156,10 +156,10 @@ class Members:
                     raise NotServedError(text.strip().splitlines()[-1])
                 raise RuntimeError(f"{self.system} m{number + 1} ended with {process.returncode}:\n{text}")
 
-    async def state(self, number: int) -> State | None:
-        """None when it does not answer."""
+    async def state(self, number: int, seconds: float = 2) -> State | None:
+        """None when it does not answer in time."""
         try:
-            answer = await self.ask(number, STATUS_PATH, b"", seconds=2)
+            answer = await self.ask(number, STATUS_PATH, b"", seconds)
         except (OSError, CallFailedError, TimeoutError):
             return None
         found = pb.StatusResponse.FromString(answer)

@@ -4,8 +4,8 @@ A general client spends more per call than the servers under test do, and on a s
 measured. This one knows in advance what it will send: the header block of a method is encoded once, without
 compression state, and a request is two frames around the message's bytes. Of an answer it reads the frame headers
 and the status. The peer is told to keep no header table, so equal trailers are equal bytes: nghttp2 decodes a block
-that has not been seen, afterwards it is known. Measured against one etcd, this costs 13 us of CPU a call with 100
-connections x 10 where `bench.channel` costs 32, and 50 where it costs 70 with 50 x 1.
+that has not been seen, afterwards it is known. Measured against one etcd, this costs about half of the CPU that
+`bench.channel` needs for a call (docs/BENCHMARK.md).
 
 It stays inside of the peer's flow control by its size: calls in flight times their bytes per connection is far below
 the 64 KiB that HTTP/2 starts with, and it asserts so. Larger requests and streams go through `bench.channel`.
@@ -27,6 +27,7 @@ WINDOW_START = 65535  # of the connection, whatever the settings say (RFC 9113 s
 WINDOW_BIG = 2**30
 FRAME_MAX = 16_384  # that any peer takes
 FRAME = struct.Struct(">HBBBI")
+DATA_HEAD = struct.Struct(">HBBBIBI")  # a frame's and a message's header
 MESSAGE_HEADER: Final = 5  # bytes in front of each message: a flag and the length
 STATUS_OK, STATUS_UNKNOWN, STATUS_UNAVAILABLE = 0, 2, 14  # gRPC's codes
 
@@ -139,9 +140,9 @@ class Connection(asyncio.Protocol):
         if not self._out:
             self._loop.call_soon(self._flush)
         self._out += [
-            frame(HEADERS, END_HEADERS, stream, block),
-            FRAME.pack(size >> 8, size & 0xFF, DATA, END_STREAM, stream),
-            struct.pack(">BI", 0, len(message)),
+            FRAME.pack(len(block) >> 8, len(block) & 0xFF, HEADERS, END_HEADERS, stream),
+            block,
+            DATA_HEAD.pack(size >> 8, size & 0xFF, DATA, END_STREAM, stream, 0, size - MESSAGE_HEADER),
             message,
         ]
         self._calls[stream] = done
@@ -159,34 +160,34 @@ class Connection(asyncio.Protocol):
         place, end = 0, len(data)
         while end - place >= 9:
             high, low, kind, flags, stream = FRAME.unpack_from(data, place)
-            size = high << 8 | low
-            if end - place < 9 + size:
+            start = place + 9
+            stop = start + (high << 8 | low)
+            if stop > end:
                 break
-            self._frame(kind, flags, stream, data[place + 9 : place + 9 + size])
-            place += 9 + size
+            place = stop
+            if kind == HEADERS:
+                if flags & END_STREAM:
+                    self._finish(stream, status_in(data[start:stop]))
+            elif kind == DATA:
+                self._data(stream, flags, data[start:stop])
+            else:
+                self._control(kind, flags, stream, data[start:stop])
         self._buffer = data[place:]
 
-    def _frame(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
-        if kind == DATA:
-            if payload:
-                before = self._answers.get(stream)
-                if before is None:
-                    self._answers[stream] = payload
-                elif isinstance(before, bytearray):
-                    before += payload
-                else:
-                    self._answers[stream] = bytearray(before + payload)  # large: what follows is appended in place
-                self._received += len(payload)
-                if self._received > WINDOW_BIG // 2:
-                    self._transport.write(frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", self._received)))
-                    self._received = 0
-            if flags & END_STREAM:
-                self._finish(stream, STATUS_UNKNOWN)  # no trailers
-        elif kind == HEADERS:
-            if flags & END_STREAM:
-                self._finish(stream, status_in(payload))
+    def _data(self, stream: int, flags: int, payload: bytes) -> None:
+        before = self._answers.get(stream)
+        if before is None:
+            self._answers[stream] = payload
+        elif isinstance(before, bytearray):
+            before += payload
         else:
-            self._control(kind, flags, stream, payload)
+            self._answers[stream] = bytearray(before + payload)  # large: what follows is appended in place
+        self._received += len(payload)
+        if self._received > WINDOW_BIG // 2:
+            self._transport.write(frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", self._received)))
+            self._received = 0
+        if flags & END_STREAM:
+            self._finish(stream, STATUS_UNKNOWN)  # no trailers
 
     def _control(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
         if kind == WINDOW_UPDATE and stream == 0:
@@ -201,7 +202,8 @@ class Connection(asyncio.Protocol):
     def _finish(self, stream: int, status: int) -> None:
         done = self._calls.pop(stream, None)
         if done is not None:
-            done(status, bytes(self._answers.pop(stream, b"")[MESSAGE_HEADER:]))
+            answer = self._answers.pop(stream, b"")[MESSAGE_HEADER:]
+            done(status, answer if isinstance(answer, bytes) else bytes(answer))
 
 
 async def dial(url: str, context: ssl.SSLContext | None = None) -> Connection:

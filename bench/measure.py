@@ -21,7 +21,7 @@ MIB: Final = 1 << 20
 REST_SECONDS: Final = 2.0
 RESTART_SECONDS: Final = 120.0
 POLL_SECONDS: Final = 0.01
-APPLIED_SECONDS: Final = 60.0
+STATE_SECONDS: Final = 30.0  # it may still work off what it was given
 
 
 class RefusedError(Exception):
@@ -62,7 +62,7 @@ class Scene:
         return self.members.urls[(self.leader + 1) % self.members.size]
 
     async def state(self) -> State:
-        found = await self.members.state(self.leader)
+        found = await self.members.state(self.leader, STATE_SECONDS)
         if found is None:
             raise RefusedError(f"the leader does not answer\n{self.members.log_tail(self.leader)}")
         return found

@@ -50,13 +50,13 @@ def ratios(lines: list[Line], folder: Path | None = None) -> list[Path]:
         assert line.ratio is not None
         bar = _better(line.ratio, line.row)
         axes.barh(place, bar - 1, left=1, color=MET.get(line.met, NOT_MET), height=0.7)
-        axes.annotate(f"{bar:.2f}", (bar, place), (4, 0), textcoords="offset points", va="center", fontsize=7)
+        axes.annotate(f"{bar:.2f}", (1.01, place), xycoords=("axes fraction", "data"), va="center", fontsize=8)
         for asked, mark in ((line.row.must, "|"), (line.row.aim, "d")):
             if asked is not None:
-                axes.plot(_better(asked, line.row), place, marker=mark, color="k", ms=6)
+                axes.plot(_better(asked, line.row), place, marker=mark, color="k", ms=6, mew=1.5)
     axes.axvline(1.0, color="k", lw=0.8)
     axes.set_yticks(range(len(drawn)), [line.row.what + (" (inverse)" if line.row.lower else "") for line in drawn])
-    axes.invert_yaxis()
+    axes.set_ylim(len(drawn) - 0.4, -0.6)
     axes.set_xscale("log")
     axes.set_xticks([0.25, 0.5, 1, 2, 4, 8, 16], ["1/4", "1/2", "1", "2", "4", "8", "16"])
     axes.set_xlabel("times as good as etcd 3.5.1 (log scale); | must, \N{BLACK DIAMOND} aim; green: met")

@@ -17,14 +17,14 @@ from kvstore.pb import rpc_pb2 as pb
 WATCH: Final = "/etcdserverpb.Watch/Watch"
 GRANT, REVOKE = "/etcdserverpb.Lease/LeaseGrant", "/etcdserverpb.Lease/LeaseRevoke"
 KEEP_ALIVE: Final = "/etcdserverpb.Lease/LeaseKeepAlive"
-STREAMS_EACH: Final = 10  # watchers on one connection, each with a stream of its own
+WATCHES_EACH: Final = 10  # of one stream; each stream has a connection of its own
 AHEAD: Final = 20  # puts begun whose events have not all arrived
-ARRIVE_SECONDS: Final = 60.0
+ARRIVE_SECONDS: Final = 60.0  # without any
 LEASES: Final = 50
 TTL_SECONDS: Final = 600
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=1024)
 def events_in(message: bytes) -> int:
     """How many events a WatchResponse holds: its fields 11. Watchers of one key get equal bytes, which are known."""
     count = place = 0
@@ -45,12 +45,20 @@ def events_in(message: bytes) -> int:
 
 
 class Watcher:
-    """One watch on a stream of its own; `events` counts what came."""
+    """A stream with one watch or several of the same prefix; `events` counts what came, for all of them together."""
 
     def __init__(
-        self, channel: Channel, prefix: bytes, arrived: Callable[[int], None] | None = None, *, start: int = 0
+        self,
+        channel: Channel,
+        prefix: bytes,
+        arrived: Callable[[int], None] | None = None,
+        *,
+        start: int = 0,
+        watches: int = 1,
     ) -> None:
         """arrived(events) is called for each response."""
+        self._watches = watches
+        self._made = 0
         self.events = 0
         self._arrived = arrived
         self.ended: int | None = None  # the stream's status
@@ -59,15 +67,18 @@ class Watcher:
         self._moved = asyncio.Event()
         self._stream: Stream = channel.stream(WATCH, self._first, self._end)
         create = pb.WatchCreateRequest(key=prefix, range_end=after(prefix), start_revision=start)
-        self._stream.send(pb.WatchRequest(create_request=create).SerializeToString())
+        for _ in range(watches):
+            self._stream.send(pb.WatchRequest(create_request=create).SerializeToString())
 
     def _first(self, message: bytes) -> None:
         answer = pb.WatchResponse.FromString(message)
         if answer.canceled or not answer.created:
             self._created.set_exception(RefusedError(f"the watch was not made: {answer.cancel_reason}"))
             return
-        self._stream.received = self._received
-        self._created.set_result(None)
+        self._made += 1
+        if self._made == self._watches:
+            self._stream.received = self._received
+            self._created.set_result(None)
 
     def _received(self, message: bytes) -> None:
         count = events_in(message)
@@ -86,17 +97,17 @@ class Watcher:
     async def created(self) -> None:
         await asyncio.wait_for(self._created, ARRIVE_SECONDS)
 
-    async def until(self, events: int) -> None:
-        """Until so many have come in all."""
-        deadline = time.perf_counter() + ARRIVE_SECONDS
+    async def until(self, revisions: int) -> None:
+        """Until each watch has got so many events, and no more."""
+        events = revisions * self._watches
         while self.events < events:
             self._moved.clear()
             if self.ended is not None:
                 raise RefusedError(f"the watch ended with gRPC status {self.ended}")
             try:
-                await asyncio.wait_for(self._moved.wait(), deadline - time.perf_counter())
+                await asyncio.wait_for(self._moved.wait(), ARRIVE_SECONDS)
             except TimeoutError:
-                raise RefusedError(f"{self.events} of {events} events came in {ARRIVE_SECONDS:.0f} s") from None
+                raise RefusedError(f"{self.events} of {events} events came, then none for a minute") from None
         if self.events > events:
             raise RefusedError(f"{self.events} events came where {events} were due")
 
@@ -147,11 +158,11 @@ class FanOut:
 async def fan_out(scene: Scene) -> Numbers:
     """Events that the watchers of one prefix get each second, all together."""
     prefix, count = b"fan-out/", scene.effort.watchers
-    channels = [await dial(scene.leader_url, scene.members.context) for _ in range(-(-count // STREAMS_EACH))]
+    channels = [await dial(scene.leader_url, scene.members.context) for _ in range(count // WATCHES_EACH)]
     [putting] = await connect([scene.leader_url], 1, scene.members.context)
     try:
         fan = FanOut(putting, Keys(prefix).put(), count)
-        watchers = [Watcher(channels[number // STREAMS_EACH], prefix, fan.arrived) for number in range(count)]
+        watchers = [Watcher(channel, prefix, fan.arrived, watches=WATCHES_EACH) for channel in channels]
         for watcher in watchers:
             await watcher.created()
         before = await scene.state()

@@ -89,7 +89,7 @@ class FakeMembers:
         self.urls = [url]
         self.pids = [os.getpid()]
 
-    async def state(self, number: int) -> State:
+    async def state(self, number: int, seconds: float = 2) -> State:
         revision = self._member.revision
         return State(1, 1, revision, term=2, raft_index=revision, applied=revision)
 
