@@ -21,7 +21,6 @@ import time
 from collections import Counter
 from typing import Any, Final
 
-from bench import report
 from bench.channel import Channel, dial
 from bench.clusters import ELECTION_MS, HEARTBEAT_MS, Members, cluster
 from bench.measure import Numbers, RefusedError, Scene
@@ -162,6 +161,8 @@ if __name__ == "__main__":
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--only", choices=["kvstore", "etcd"], help="leave the other out")
     options = parser.parse_args()
+    from bench import report  # it knows the rows, and they know this module
+
     commit = report.commit()
     print(
         f"{commit}, {os.cpu_count()} cores, heartbeat {HEARTBEAT_MS} ms, election timeout {ELECTION_MS} ms, etcd 3.5.1"
