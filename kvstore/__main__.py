@@ -1,5 +1,5 @@
 """`python -m kvstore` is `kvstore`."""
 
-from kvstore.cli import main
+from kvstore.entry import main
 
 main()

@@ -1,24 +1,15 @@
-"""The command `kvstore`: run one member, or a whole cluster on this machine.
+"""The command `kvstore`: run one member, or a whole cluster on this machine. Begins in entry.py.
 
 Heavy modules are imported inside the commands, so that --help and completion answer at once.
 """
 
-import os
-import sys
 from inspect import Parameter, Signature
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated
 
 import typer
 
-from kvstore.config import SettingsError, resolve
 from kvstore.flags import SETTINGS, Setting
-
-USAGE_ERROR: Final = 2  # as every other wrong command line
-
-# grpc writes to stderr by itself, before any logging: what matters of it comes back as an error. Its fork
-# handlers are for children that go on using grpc; ours become other programs.
-GRPC_ENVIRONMENT: Final = {"GRPC_VERBOSITY": "NONE", "GRPC_ENABLE_FORK_SUPPORT": "0"}
 
 app = typer.Typer(
     name="kvstore",
@@ -39,14 +30,10 @@ def serve(**flags: str | None) -> None:
     --listen-peer-urls http://10.0.0.1:2380 --initial-advertise-peer-urls http://10.0.0.1:2380
     --listen-client-urls http://10.0.0.1:2379 --advertise-client-urls http://10.0.0.1:2379[/bold]
     """
-    try:
-        config = resolve({name.replace("_", "-"): text for name, text in flags.items() if text is not None})
-    except SettingsError as error:
-        typer.echo(f"kvstore: {error}", err=True)
-        raise typer.Exit(USAGE_ERROR) from None
-    from kvstore.app import run
+    from kvstore import entry
 
-    raise typer.Exit(run(config))
+    given = {name.replace("_", "-"): text for name, text in flags.items() if text is not None}
+    raise typer.Exit(entry.serve(given))
 
 
 def _parameter(setting: Setting) -> Parameter:
@@ -69,17 +56,6 @@ app.command(
     epilog="Each flag is also an environment variable, KVSTORE_DATA_DIR or ETCD_DATA_DIR for --data-dir, "
     "and a key of the YAML file. Many more of etcd's flags are taken when they ask for what is done anyway.",
 )(serve)
-
-
-def as_ours(argument: str) -> str:
-    """A flag as Go programs take it: -name=x is --name=x, --pre-vote is --pre-vote=true."""
-    if not argument.startswith("-"):
-        return argument
-    flag, equals, _ = argument.lstrip("-").partition("=")
-    if flag not in SETTINGS:
-        return argument
-    argument = f"--{argument.lstrip('-')}"
-    return argument if equals or SETTINGS[flag].kind != "bool" else f"{argument}=true"
 
 
 @app.command()
@@ -120,16 +96,3 @@ def version() -> None:
 
     typer.echo(f"kvstore {VERSION}")
     typer.echo(f"etcd API {ETCD_VERSION}")
-
-
-def main() -> None:
-    """The entry point of the command."""
-    os.environ.update(GRPC_ENVIRONMENT | os.environ)
-    arguments = sys.argv[1:]
-    if arguments[:1] == ["serve"]:
-        arguments = [as_ours(argument) for argument in arguments]
-    app(prog_name="kvstore", args=arguments)
-
-
-if __name__ == "__main__":
-    main()

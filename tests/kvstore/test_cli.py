@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from kvstore.cli import as_ours
+from kvstore.entry import as_ours, known_flags
 from kvstore.version import VERSION
 
 
@@ -82,3 +82,33 @@ def test_importing_the_command_line_is_light() -> None:
     code = f"import sys, kvstore.cli; print([name for name in {heavy} if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "flags"),
+    [
+        ([], {}),
+        (["--name=a", "--data-dir", "/x"], {"name": "a", "data-dir": "/x"}),
+        (["--name=a", "--name=b"], {"name": "b"}),
+        (["--initial-cluster=a=http://h:1"], {"initial-cluster": "a=http://h:1"}),
+        (["--name"], None),
+        (["--name", "--data-dir=/x"], None),
+        (["--nonsense=1"], None),
+        (["--help"], None),
+        (["-h"], None),
+        (["word"], None),
+    ],
+)
+def test_a_complete_command_line_needs_no_parser(arguments: list[str], flags: dict[str, str] | None) -> None:
+    assert known_flags(arguments) == flags
+
+
+def test_a_member_starts_without_what_paints_help() -> None:
+    code = "import sys; from kvstore.entry import serve; print(serve({'election-timeout': 'x'}), "
+    code += "[name for name in ('typer', 'rich', 'click') if name in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert result.stdout.strip() == "2 []"
+    code = "import sys; from kvstore.entry import _load_structlog; _load_structlog(); import rich; "
+    code += "print('rich.console' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert result.stdout.strip() == "False"
