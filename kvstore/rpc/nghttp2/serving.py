@@ -256,7 +256,7 @@ class ServerSession(Session):
         if self._waiting:
             for stream_id, stream in list(self._waiting.items()):
                 if not connection.queued_body_size(stream_id):
-                    del self._waiting[stream_id]
+                    self._waiting.pop(stream_id, None)
                     stream.drained()
         if (self._ended or self._lingering) and not self.is_paused:
             for stream_id in list(self._lingering):

@@ -57,7 +57,11 @@ class Flusher:
             self.before()
         touched, self._touched = self._touched, []
         for session in touched:
-            session.flush()
+            try:
+                session.flush()
+            except Exception:  # a bug in what one connection brought about must not keep the others waiting
+                log.exception("a connection is cut")
+                session.abort("internal error")
 
 
 class Session(asyncio.Protocol):
