@@ -274,7 +274,8 @@ class ClusterChecker:
         if before.voters_outgoing:
             for (index, joint, _), (_, after, _) in pairwise(r.configurations):
                 if joint == before and index < newest.index:
-                    self._check_durable(before, self._committed[index], disks)
+                    if index in self._committed:  # a test may begin in the middle of a change
+                        self._check_durable(before, self._committed[index], disks)
                     self._check_durable(after, newest, disks)
                     return
         self._check_durable(before, newest, disks)
