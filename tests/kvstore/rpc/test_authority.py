@@ -65,7 +65,7 @@ def received(pieces: list[bytes]) -> tuple[list[dict[bytes, bytes]], list[bytes]
 
 @pytest.mark.parametrize(
     ("authority", "shape"),
-    itertools.product(BAD + GOOD, [{}, {"pieces": 3}, {"padded": True}, {"pieces": 2, "padded": True}]),
+    list(itertools.product(BAD + GOOD, [{}, {"pieces": 3}, {"padded": True}, {"pieces": 2, "padded": True}])),
 )
 @pytest.mark.parametrize("step", [1, 7, 1 << 20])
 def test_every_call_arrives(authority: str, shape: dict[str, int], step: int) -> None:
