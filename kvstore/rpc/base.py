@@ -13,7 +13,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, Final, Protocol
 
+import structlog
+
 from kvstore.errors import Code, KvError
+
+log = structlog.get_logger(__name__)
 
 # What a client sees of a bug of ours; the traceback is in the log.
 UNEXPECTED: Final = KvError(Code.INTERNAL, "etcdserver: internal error; see the member's log")
@@ -55,6 +59,21 @@ class Call(ABC):
 
 
 CallHandler = Callable[[list[Call]], None]
+
+
+def deliver(calls: list[Call], handler: CallHandler, refusal: Callable[[], KvError | None]) -> None:
+    """One method's calls of a tick to its handler, on either front."""
+    refused = refusal()
+    if refused is not None:
+        for call in calls:
+            call.fail(refused)
+        return
+    try:
+        handler(calls)
+    except Exception:  # top of the handler: its bug must not leave the callers waiting
+        log.exception("call handler failed")
+        for call in calls:
+            call.fail(UNEXPECTED)
 
 
 class Stream(ABC):

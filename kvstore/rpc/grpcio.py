@@ -25,7 +25,7 @@ import structlog
 
 from kvstore.errors import STOPPED, KvError
 from kvstore.rpc.address import can_listen, host_port, is_secure
-from kvstore.rpc.base import UNEXPECTED, Call, CallHandler, RpcServer, Stream, StreamHandlerFactory
+from kvstore.rpc.base import UNEXPECTED, Call, CallHandler, RpcServer, Stream, StreamHandlerFactory, deliver
 from kvstore.rpc.generated import GenericHandler, MethodHandler, Refusal, UnknownMethods, WrappingRegistry, abort
 from kvstore.rpc.options import MESSAGE_BYTES_MAX, ChannelOptions, ServerOptions
 from kvstore.rpc.tls import ChannelTls, ServerTls, tls_for
@@ -173,17 +173,7 @@ class CallCollector:
 
     def _deliver(self) -> None:
         calls, self._calls = self._calls, []
-        refused = self._refusal()
-        if refused is not None:
-            for call in calls:
-                call.fail(refused)
-            return
-        try:
-            self._handler(calls)
-        except Exception:  # top of the handler: its bug must not leave the callers waiting
-            log.exception("call handler failed")
-            for call in calls:
-                call.fail(UNEXPECTED)
+        deliver(calls, self._handler, self._refusal)
 
 
 @final

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, final
 import structlog
 
 from kvstore.errors import Code, KvError
-from kvstore.rpc.base import UNEXPECTED, Call, CallHandler, Stream, StreamHandlerFactory
+from kvstore.rpc.base import UNEXPECTED, Call, CallHandler, Stream, StreamHandlerFactory, deliver
 from kvstore.rpc.nghttp2 import engine, metadata
 from kvstore.rpc.nghttp2.framing import HEAD_BYTES, Deframer, frame
 from kvstore.rpc.nghttp2.serving import LINGER_SECONDS, NO_TIMEOUT, OK, RESPONSE, Method, Request, ServerStream
@@ -185,17 +185,7 @@ class CallsMethod(Method):
 
     def run(self) -> None:
         calls, self._calls = self._calls, []
-        refused = self._refusal()
-        if refused is not None:
-            for call in calls:
-                call.fail(refused)
-            return
-        try:
-            self._handler(calls)
-        except Exception:  # top of the handler: its bug must not leave the callers waiting
-            log.exception("call handler failed")
-            for call in calls:
-                call.fail(UNEXPECTED)
+        deliver(calls, self._handler, self._refusal)
 
 
 @final

@@ -29,7 +29,6 @@ from ngh2 import (
     SettingsReceived,
     StreamClosed,
     StreamProtocolError,
-    StreamReset,
     TrailersReceived,
 )
 
@@ -222,7 +221,3 @@ def reset(connection: Connection, stream_id: int, code: int) -> bool:
     except _GONE:
         return False
     return True
-
-
-# Reset events say nothing that the close after them does not say again.
-IGNORED: Final = (StreamReset,)
