@@ -8,6 +8,7 @@ DEV_READY := $(VENV)/.dev-ready
 CODE := raft kvstore proto tests bench docs .ci
 TYPED := raft kvstore
 PYTEST := $(BIN)/pytest -rs
+WORKERS ?= 3
 ENGINE ?= docker
 IMAGE ?= kvstore
 FIRST ?= 1
@@ -41,8 +42,8 @@ install: $(DEV_READY) ## make .venv with everything to run, test and develop
 run: $(RUN_READY) ## three members on this machine and a short tour; serves until Ctrl-C
 	@exec $(BIN)/kvstore local --size 3 --tour $(ARGS)
 
-test: $(DEV_READY) ## the whole suite; what is skipped is named at the end
-	$(PYTEST) -m "not long" --durations=10 $(ARGS)
+test: $(DEV_READY) ## the whole suite, WORKERS at a time; what is skipped is named at the end
+	$(PYTEST) -n $(WORKERS) --dist worksteal -m "not long" --durations=10 $(ARGS)
 
 test-fast: $(DEV_READY) ## what takes seconds, for the edit loop
 	$(PYTEST) -m "not slow and not long" -x $(ARGS)

@@ -1,6 +1,10 @@
-"""What every test shares: how much hypothesis tries, and certificates."""
+"""What every test shares: how much hypothesis tries, whose turn it is in a parallel run, and certificates."""
 
+import fcntl
+import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,6 +21,27 @@ settings.load_profile("default")
 # A shell without job control makes its background jobs ignore Ctrl-C, and so would every process that a test starts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # around pytest-timeout's: waiting counts for nothing
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    with _turn(item.config, alone=item.get_closest_marker("alone") is not None):
+        return (yield)
+
+
+@contextmanager
+def _turn(config: pytest.Config, alone: bool) -> Iterator[None]:
+    """In a parallel run (pytest -n) a test marked `alone` waits for the others, and they for it."""
+    if "PYTEST_XDIST_WORKER" not in os.environ or config.cache is None:
+        yield
+        return
+    folder = config.cache.mkdir("turns")
+    with (folder / "queue").open("w") as queue, (folder / "turn").open("w") as turn:
+        # Who waits to be alone holds the queue: else the others would hand the turn to each other for ever.
+        fcntl.flock(queue, fcntl.LOCK_EX)
+        fcntl.flock(turn, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        fcntl.flock(queue, fcntl.LOCK_UN)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,9 @@
 Each file and each directory has two states: what programs see, and what is durable. A write, truncation,
 creation, rename or removal changes the first at once, and the second only when `fdatasync` or
 `sync_directory` returns. `power_cut` throws the first away; of what was not synced it keeps nothing, all,
-or (TORN) a random part: writes sector by sector, in any order, a sector also half; names one by one.
+or (TORN) a random part: writes sector by sector, in any order, a sector also half, or up to the end of one of
+the buffers of a pwritev, where records end (small ones share a sector: chance alone hardly cuts there); names one
+by one.
 
     disk = SimFileSystem(rng)
     disk.crash_at = 17               # PowerCut is raised instead of the 17th call that changes something
@@ -20,6 +22,7 @@ of it stays: an append never harms what the same sector held before.
 
 import errno
 from enum import Enum
+from itertools import accumulate
 from pathlib import Path
 from typing import Final, TypeAlias, final
 
@@ -28,6 +31,8 @@ from raft.errors import InUse
 from raft.storage.file_system import Buffer, File, FileSystem
 
 _SECTOR: Final = 512
+
+_EDGE_CHANCE: Final = 4  # one torn write in so many ends where a buffer does
 
 _Change: TypeAlias = tuple[int, bytes | None]  # write at an offset, or None: truncate to it
 
@@ -49,6 +54,7 @@ class _Inode:
         self.seen = bytearray()
         self.durable = bytearray()
         self.unsynced: list[_Change] = []
+        self.edges: list[int] = []  # of the last write: where its buffers end
 
 
 class _Directory:
@@ -114,15 +120,18 @@ class SimFileSystem(FileSystem):
 
     def _lose(self, inode: _Inode, fate: Fate) -> None:
         if fate is not Fate.LOST:
-            for change in inode.unsynced:
-                for part in [change] if fate is Fate.KEPT else self._torn(change):
+            for number, change in enumerate(inode.unsynced, 1):
+                edges = inode.edges if number == len(inode.unsynced) else []
+                for part in [change] if fate is Fate.KEPT else self._torn(change, edges):
                     _apply(inode.durable, part)
         inode.unsynced.clear()
 
-    def _torn(self, change: _Change) -> list[_Change]:
+    def _torn(self, change: _Change, edges: list[int]) -> list[_Change]:
         offset, data = change
         if data is None:
             return [change] if self._rng.below(2) else []
+        if len(edges) > 1 and not self._rng.below(_EDGE_CHANCE):
+            return [(offset, data[: edges[self._rng.below(len(edges))]])]
         parts: list[_Change] = []
         position = 0
         while position < len(data):
@@ -200,7 +209,8 @@ class SimFileSystem(FileSystem):
     def release(self, path: Path) -> None:
         self._locked.discard(path)
 
-    def write(self, inode: _Inode, data: bytes, offset: int) -> None:
+    def write(self, inode: _Inode, buffers: list[Buffer], offset: int) -> None:
+        data = b"".join(buffers)
         try:
             self._enter()
         except OSError:
@@ -213,6 +223,7 @@ class SimFileSystem(FileSystem):
                 self._change(inode, (offset, data[: max(room, 0)]))
                 raise OSError(errno.ENOSPC, "no space left on device")
         self._change(inode, (offset, data))
+        inode.edges = list(accumulate([len(buffer) for buffer in buffers]))
 
     def truncate(self, inode: _Inode, size: int) -> None:
         self._enter()
@@ -230,6 +241,7 @@ class SimFileSystem(FileSystem):
 
     def _change(self, inode: _Inode, change: _Change) -> None:
         _apply(inode.seen, change)
+        inode.edges = []
         inode.unsynced.append(change)
 
     def _inode(self, path: Path) -> _Inode:
@@ -255,7 +267,7 @@ class SimFile(File):
         self._locked = locked
 
     def pwritev(self, buffers: list[Buffer], offset: int) -> None:
-        self._disk.write(self._inode, b"".join(buffers), offset)
+        self._disk.write(self._inode, buffers, offset)
 
     def pread(self, length: int, offset: int) -> bytes:
         return bytes(self._inode.seen[offset : offset + length])

@@ -15,7 +15,7 @@ from bench.messages import Keys
 from bench.rows import PUT, one
 from tests.e2e.cluster import wait_for
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 EFFORT = Effort(seconds=0.3, keys=600, seed=300, watchers=20)
 ROOT = Path(__file__).parent.parent.parent
 

@@ -7,24 +7,16 @@ that a transcript of one run fits the next run with other ports.
 
 import contextlib
 import hashlib
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.ports import free_ports
+
 BIN = Path(sys.executable).parent
 TOKEN = "conformance"
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports of loopback that nobody listens on right now."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [int(one.getsockname()[1]) for one in sockets]
 
 
 def member_id(peer_url: str, token: str = TOKEN) -> int:

@@ -30,8 +30,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
-from tests.conformance.etcd import free_ports
 from tests.conformance.gate import Gate
+from tests.ports import free_ports
 
 TIMEOUT = 60  # seconds; far above what any command takes, so that a hang is an error and not a stuck suite
 LINES_TIMEOUT = 20  # seconds for a watch to print what it should

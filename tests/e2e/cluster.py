@@ -16,7 +16,6 @@ condition and fails with the member's last log lines.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
 import os
@@ -34,20 +33,12 @@ import grpc
 
 from kvstore.pb import rpc_pb2, rpc_pb2_grpc
 from tests.certificates import Certificates, Pair
+from tests.ports import free_ports
 
 READY = "ready to serve client requests"
 POLL_SECONDS = 0.02
 WAIT_SECONDS = 30.0
 T = TypeVar("T")
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on now. All are held until all are known, so that none comes twice."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [int(one.getsockname()[1]) for one in sockets]
 
 
 def wait_for(condition: Callable[[], T | None], what: str, timeout: float = WAIT_SECONDS) -> T:

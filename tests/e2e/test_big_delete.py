@@ -124,6 +124,7 @@ def is_gone(kv: rpc_pb2_grpc.KVStub) -> bool:
     return bool(left == 0)
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 @pytest.mark.timeout(500)
 def test_big_delete_stalls_nobody(make_cluster: Callable[..., Cluster]) -> None:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from kvstore.pb import rpc_pb2 as pb
 from kvstore.pb import rpc_pb2_grpc
 from tests.e2e.cluster import Cluster, Member, wait_for
@@ -29,6 +31,7 @@ def all_of(call: Any, requests: Iterator[Any]) -> list[Any]:
     return answers + [one.result() for one in flying]
 
 
+@pytest.mark.alone
 def test_leases_end_together_and_not_early(tmp_path: Path) -> None:
     """The leader is killed, so its successor gives all of them the same full TTL: then they are all due at once."""
     with Cluster(3, tmp_path) as cluster:

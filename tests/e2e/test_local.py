@@ -11,19 +11,15 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.cluster import clean_environment, wait_for
+from tests.ports import free_ports
 
 
 def base_port(size: int) -> int:
     """The first of enough ports in a row that are free now."""
-    for base in range(31000, 32000, 2 * size):
-        try:
-            for port in range(base, base + 2 * size):
-                with socket.socket() as probe:
-                    probe.bind(("127.0.0.1", port))
-        except OSError:
-            continue
-        return base
-    raise AssertionError("no free ports")
+    while True:
+        ports = free_ports(2 * size)
+        if ports[-1] - ports[0] == 2 * size - 1:
+            return ports[0]
 
 
 def command(*arguments: str) -> list[str]:

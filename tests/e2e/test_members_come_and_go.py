@@ -7,7 +7,8 @@ from pathlib import Path
 
 from kvstore.pb import rpc_pb2 as pb
 from kvstore.pb import rpc_pb2_grpc
-from tests.e2e.cluster import Cluster, Member, clean_environment, free_ports, wait_for
+from tests.e2e.cluster import Cluster, Member, clean_environment, wait_for
+from tests.ports import free_ports
 
 ELECTION_MS = 500
 FLAGS = ["--heartbeat-interval=50", f"--election-timeout={ELECTION_MS}"]

@@ -239,6 +239,7 @@ def check_end(cluster: Cluster, writers: list[Writer], writes: int) -> None:
             assert not lost, f"{member.name} lost {len(lost)} acknowledged writes, such as {lost[:3]}"
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_membership_changes_under_load(make_cluster: Callable[..., Cluster]) -> None:

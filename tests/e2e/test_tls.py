@@ -14,8 +14,9 @@ import pytest
 from kvstore.pb import rpc_pb2, rpc_pb2_grpc
 from kvstore.rpc import FRONTS
 from tests.certificates import Certificates, serial_of
-from tests.e2e.cluster import Cluster, Member, clean_environment, free_ports, tls_flags, wait_for
+from tests.e2e.cluster import Cluster, Member, clean_environment, tls_flags, wait_for
 from tests.kvstore.client.clusters import BIN
+from tests.ports import free_ports
 
 TOOLS = ["etcdctl", "kvctl"]
 

@@ -3,7 +3,6 @@
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import raft
+from tests.ports import free_ports
 
 README = Path(raft.__file__).parent / "README.md"
 ROOT = README.parent.parent
@@ -31,10 +31,7 @@ class Counters:
         self._path = path
         self._script = path / "counter.py"
         self._script.write_text(code())
-        with socket.socket() as one, socket.socket() as two, socket.socket() as three:
-            for each in (one, two, three):
-                each.bind(("127.0.0.1", 0))
-            self._ports = [str(each.getsockname()[1]) for each in (one, two, three)]
+        self._ports = [str(port) for port in free_ports(3)]
         self.processes: dict[int, subprocess.Popen[str]] = {}
         self.answers: dict[int, list[int]] = {1: [], 2: [], 3: []}
 

@@ -1,7 +1,6 @@
 """Real three-member clusters of processes on free loopback ports: etcd's own and ours take the same flags."""
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -10,20 +9,11 @@ from pathlib import Path
 import grpc
 
 from kvstore.pb import rpc_pb2, rpc_pb2_grpc
+from tests.ports import free_ports
 
 BIN = Path(sys.executable).parent
 SERVERS = {"etcd": [str(BIN / "etcd")], "kvstore": [str(BIN / "kvstore"), "serve"]}
 READY_SECONDS = 30.0
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
 
 
 class Cluster:

@@ -10,8 +10,8 @@ import pytest
 
 from kvstore.client import Client, errors, txn
 from kvstore.client.errors import ClientError
-from tests.kvstore.client.clusters import free_ports
 from tests.kvstore.client.fake import FakeMember, die, hang, refuse
+from tests.ports import free_ports
 
 UNAVAILABLE = refuse(grpc.StatusCode.UNAVAILABLE, "etcdserver: request timed out")
 

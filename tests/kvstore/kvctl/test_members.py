@@ -6,8 +6,9 @@ import time
 
 import pytest
 
-from tests.kvstore.client.clusters import Cluster, free_ports
+from tests.kvstore.client.clusters import Cluster
 from tests.kvstore.kvctl.processes import Outcome, etcdctl, kvctl
+from tests.ports import free_ports
 
 HEALTHY_SECONDS = 30.0
 

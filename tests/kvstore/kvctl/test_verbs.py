@@ -7,8 +7,9 @@ import time
 
 import pytest
 
-from tests.kvstore.client.clusters import BIN, Cluster, free_ports
+from tests.kvstore.client.clusters import BIN, Cluster
 from tests.kvstore.kvctl.processes import environment, kvctl, run
+from tests.ports import free_ports
 
 
 def test_values_come_back_as_they_were_put(cluster: Cluster) -> None:

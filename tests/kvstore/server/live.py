@@ -24,7 +24,7 @@ from kvstore.server.bootstrap import OpenMember, open_member
 from kvstore.server.server import KvServer
 from kvstore.services import register
 from raft.transport.grpc import GrpcTransport, PeerIdentity
-from tests.e2e.cluster import free_ports
+from tests.ports import free_ports
 
 HEARTBEAT_MS, ELECTION_MS = 30, 300
 WAIT_SECONDS = 30.0  # bounds a test that hangs

@@ -12,8 +12,8 @@ from kvstore.errors import Code
 from kvstore.pb import rpc_pb2 as pb
 from kvstore.server.bootstrap import BootstrapError
 from kvstore.server.peers import LOST_DATA, REMOVED
-from tests.e2e.cluster import free_ports
 from tests.kvstore.server.live import Live, LiveMember, refused, until
+from tests.ports import free_ports
 
 
 async def names(member: LiveMember) -> list[str]:
