@@ -3,9 +3,8 @@
 Each file and each directory has two states: what programs see, and what is durable. A write, truncation,
 creation, rename or removal changes the first at once, and the second only when `fdatasync` or
 `sync_directory` returns. `power_cut` throws the first away; of what was not synced it keeps nothing, all,
-or (TORN) a random part: writes sector by sector, in any order, a sector also half, or up to the end of one of
-the buffers of a pwritev, where records end (small ones share a sector: chance alone hardly cuts there); names one
-by one.
+or (TORN) a random part: writes sector by sector, in any order, a sector also half; names one by one. CUT is for what
+chance hardly does: the last write ends where one of the buffers of its pwritev does, so between two records.
 
     disk = SimFileSystem(rng)
     disk.crash_at = 17               # PowerCut is raised instead of the 17th call that changes something
@@ -32,8 +31,6 @@ from raft.storage.file_system import Buffer, File, FileSystem
 
 _SECTOR: Final = 512
 
-_EDGE_CHANCE: Final = 4  # one torn write in so many ends where a buffer does
-
 _Change: TypeAlias = tuple[int, bytes | None]  # write at an offset, or None: truncate to it
 
 
@@ -47,6 +44,7 @@ class Fate(Enum):
     LOST = 0
     KEPT = 1
     TORN = 2
+    CUT = 3
 
 
 class _Inode:
@@ -113,25 +111,26 @@ class SimFileSystem(FileSystem):
                 self._lose(inode, fate)
                 inode.seen = bytearray(inode.durable)
             for change in directory.unsynced:
-                if fate is Fate.KEPT or (fate is Fate.TORN and self._rng.below(2)):
+                if fate is Fate.KEPT or (fate is not Fate.LOST and self._rng.below(2)):
                     _rename(directory.durable, change)
             directory.unsynced.clear()
             directory.seen = dict(directory.durable)
 
     def _lose(self, inode: _Inode, fate: Fate) -> None:
+        if fate is Fate.CUT and inode.unsynced and inode.edges:
+            offset, data = inode.unsynced[-1]
+            assert data is not None
+            inode.unsynced[-1] = offset, data[: inode.edges[self._rng.below(len(inode.edges))]]
         if fate is not Fate.LOST:
-            for number, change in enumerate(inode.unsynced, 1):
-                edges = inode.edges if number == len(inode.unsynced) else []
-                for part in [change] if fate is Fate.KEPT else self._torn(change, edges):
+            for change in inode.unsynced:
+                for part in self._torn(change) if fate is Fate.TORN else [change]:
                     _apply(inode.durable, part)
         inode.unsynced.clear()
 
-    def _torn(self, change: _Change, edges: list[int]) -> list[_Change]:
+    def _torn(self, change: _Change) -> list[_Change]:
         offset, data = change
         if data is None:
             return [change] if self._rng.below(2) else []
-        if len(edges) > 1 and not self._rng.below(_EDGE_CHANCE):
-            return [(offset, data[: edges[self._rng.below(len(edges))]])]
         parts: list[_Change] = []
         position = 0
         while position < len(data):

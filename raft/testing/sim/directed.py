@@ -9,6 +9,7 @@ still random: other faults go on, and the script gives up when the cluster does 
     late_appends     entries arrive after all while a snapshot that replaces them is on its way (thesis 5.3)
     amnesia          all voters but one restart right after they have renewed a leader's lease (S-40)
     late_handover    the word to campaign at once comes when its target does not know the leader any more
+    fork             a leader writes alone; as it takes over what the others have, its power goes (S-49)
 """
 
 from collections.abc import Callable
@@ -108,16 +109,7 @@ def lag(world: "World", rng: SimRng) -> Script[None]:
     if victim is old:
         for _ in range(rng.between(1, 40)):
             world.ask(victim, WRITE)
-    leader = None
-    for _ in range(4 * options.election_ticks):
-        yield options.tick
-        leader = _leader(world)
-        if leader is not None and leader is not victim:
-            break
-    if leader is not None and leader is not victim:
-        for _ in range(rng.between(1, 8)):
-            world.ask(leader, WRITE)
-        yield 4 * options.round_trip
+    if (yield from _others_write(world, rng, victim)):
         for process in list(world.processes.values()):
             if process is not victim:
                 world.compact(process, share=1, crash=False, window=0)
@@ -128,6 +120,42 @@ def lag(world: "World", rng: SimRng) -> Script[None]:
                 break
             yield options.tick
         yield from _interrupt(world, rng, victim)
+
+
+def _others_write(world: "World", rng: SimRng, old: "Process") -> Script[bool]:
+    """Wait until another one leads, and let it write."""
+    for _ in range(4 * world.options.election_ticks):
+        yield world.options.tick
+        leader = _leader(world)
+        if leader is not None and leader is not old:
+            for _ in range(rng.between(1, 8)):
+                world.ask(leader, WRITE)
+            yield 4 * world.options.round_trip
+            return True
+    return False
+
+
+def fork(world: "World", rng: SimRng) -> Script[None]:
+    """What the old leader has alone is replaced in one save with what the others have committed meanwhile."""
+    old = _leader(world)
+    if old is None:
+        return
+    links = _around(world, old)
+    world.note(old, "fork", "is cut off")
+    world.network.cut(links)
+    for _ in range(rng.between(1, 4)):
+        world.ask(old, WRITE)
+    yield from _others_write(world, rng, old)
+    world.network.mend(links)
+    for _ in range(400):
+        if old.is_replacing:
+            world.marks.hit("cut_in_truncation")
+            old.disk.cut_next = True
+            old.crash(power=True)
+            yield rng.between(1, world.options.election_timeout)
+            world.restart(old)
+            return
+        yield max(world.options.sync_delay // 4, 50)
 
 
 def _interrupt(world: "World", rng: SimRng, victim: "Process") -> Script[None]:
@@ -279,4 +307,5 @@ SCRIPTS: Final[dict[str, Callable[["World", SimRng], Script[None]]]] = {
     "lag": lag,
     "late_appends": late_appends,
     "late_handover": late_handover,
+    "fork": fork,
 }

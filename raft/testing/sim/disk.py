@@ -39,6 +39,7 @@ class SimDisk(ABC):
         self.incoming: Incoming | None = None  # what has arrived of a snapshot
         self.slow_until = 0  # virtual time
         self.fail_next = False  # the next save ends in an error of the disk
+        self.cut_next = False  # the next power cut keeps whole records of the save that it hits
         self._rng = rng
         self._marks = marks
 
@@ -199,7 +200,7 @@ class SegmentedDisk(SimDisk):
         files = self._files
         parts = self._parts(hard_state, entries)
         if parts:
-            files.crash_at = files.calls + self._rng.between(1, 3)
+            files.crash_at = files.calls + (2 if self.cut_next else self._rng.between(1, 3))  # 2: before its fsync
             # In the middle of it; or its fsync had failed before, and of that the node dies now.
             with contextlib.suppress(PowerCut, StorageError):
                 self._log.save(hard_state, entries, True)
@@ -254,7 +255,8 @@ class SegmentedDisk(SimDisk):
 
     def _stop(self, power: bool) -> None:
         if power:
-            self._files.power_cut(self._rng.choice(list(Fate)))
+            self._files.power_cut(Fate.CUT if self.cut_next else self._rng.choice([Fate.LOST, Fate.KEPT, Fate.TORN]))
+            self.cut_next = False
         else:
             self._files.kill()
 

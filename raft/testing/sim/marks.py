@@ -76,6 +76,7 @@ MARKS: Final = {
     # of disk and process
     "crash_in_save": "a node crashed during a save",
     "crash_kept_part": "... of which a part, but not all, was kept",
+    "cut_in_truncation": "the power went during a save that replaced entries",
     "power_cut_all": "every node lost its power at once",
     "disk_failed": "an fsync failed and the node died of it",
     "crash_in_recovery": "a node crashed again while it read its log",

@@ -35,6 +35,7 @@ FAULT_RATES: Final = {
     "amnesia": (0.02, 0.2),
     "lag": (0.02, 0.3),
     "late_appends": (0.02, 0.3),
+    "fork": (0.02, 0.3),
 }
 
 # Fault classes of single messages: the probability, at least and at most.

@@ -169,6 +169,12 @@ class Process:
         self._local = (self.world.clock.now, self.local_now())
         self.clock_rate = rate
 
+    @property
+    def is_replacing(self) -> bool:
+        """Whether the save under way replaces entries of the log."""
+        entries = self.saving.entries if self.saving is not None else []
+        return bool(entries) and entries[0].index <= self.disk.storage.last_index
+
     def campaigns(self) -> bool:
         """Else what it asks of voters is of a campaign that is over: it would not count their answers."""
         return self.raw is not None and self.raw.role in {Role.CANDIDATE, Role.PRE_CANDIDATE}
