@@ -188,7 +188,7 @@ def test_a_mutant_is_found_shrunk_and_replayed() -> None:
         [size] = re.findall(r"^shrunk in \d+ runs: (\d+ faults, \d+ requests)$", shrunk.stdout, re.MULTILINE)
         faults, requests = re.findall(r"\d+", size)
         assert int(faults) <= 3, size
-        assert int(requests) <= 15, size
+        assert int(requests) <= 100, size  # of a thousand or more
         repro = re.findall(r"^repro: python -m tests.sim (.*)$", shrunk.stdout, re.MULTILINE)[-1]
         again = simulate(root, *repro.split())
         assert again.returncode == 1
