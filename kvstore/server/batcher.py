@@ -108,6 +108,7 @@ class Batcher(ProposalSource):
 
     def add(self, proposals: list[Proposal], now: float) -> None:
         """Queue requests; the caller wakes the node. Refusals are answered at once."""
+        due: dict[float | None, list[int]] = {}  # sequences by their timeout
         for proposal in proposals:
             error = self._refusal()
             if error is not None:
@@ -131,7 +132,9 @@ class Batcher(ProposalSource):
             self._waiting[sequence] = waiting
             self._queue.append(waiting)
             self._queue_bytes += len(data)
-            self._deadlines.add(sequence, now + (self._timeout if proposal.timeout is None else proposal.timeout))
+            due.setdefault(proposal.timeout, []).append(sequence)
+        for timeout, sequences in due.items():
+            self._deadlines.add(sequences, now + (self._timeout if timeout is None else timeout))
 
     def _refusal(self) -> KvError | None:
         if self._stopped:

@@ -18,13 +18,9 @@ class Deadlines:
     def __init__(self) -> None:
         self._slots: dict[int, list[int]] = {}
 
-    def add(self, identity: int, deadline: float) -> None:
-        slot = ceil(deadline / SLOT_SECONDS)
-        ids = self._slots.get(slot)
-        if ids is None:
-            self._slots[slot] = [identity]
-        else:
-            ids.append(identity)
+    def add(self, identities: list[int], deadline: float) -> None:
+        """All are due at the same time."""
+        self._slots.setdefault(ceil(deadline / SLOT_SECONDS), []).extend(identities)
 
     def due(self, now: float) -> list[int]:
         """Removes and returns them. Call it about once per SLOT_SECONDS."""

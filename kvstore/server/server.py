@@ -30,7 +30,7 @@ from kvstore.errors import (
 )
 from kvstore.failpoints import fail, fail_async
 from kvstore.mvcc.compaction import Compactor
-from kvstore.mvcc.encoding import field, varint
+from kvstore.mvcc.encoding import varint
 from kvstore.mvcc.events import RevisionEvents
 from kvstore.mvcc.watch import WatchHub, WatchLimits
 from kvstore.pb import rpc_pb2
@@ -148,7 +148,7 @@ class KvServer:
         self._beat: asyncio.TimerHandle | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._failed: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
-        self._head = b"\x08" + varint(self.cluster_id) + b"\x10" + varint(self.member_id)
+        self._head = b"\x08" + varint(self.cluster_id) + b"\x10" + varint(self.member_id) + b"\x18"
         self._header: tuple[int, int, bytes] = (0, 0, b"")
         self.published = asyncio.Event()
 
@@ -218,7 +218,9 @@ class KvServer:
         """An answer's field 1, ready to be followed by its body."""
         cached_revision, cached_term, encoded = self._header
         if cached_revision != revision or cached_term != self._term or not encoded:
-            encoded = field(b"\x0a", self._head + b"\x18" + varint(revision) + b"\x20" + varint(self._term))
+            head, number, term = self._head, varint(revision), varint(self._term)
+            size = len(head) + len(number) + len(term) + 1
+            encoded = b"\x0a%b%b%b\x20%b" % (varint(size), head, number, term)
             self._header = (revision, self._term, encoded)
         return encoded
 

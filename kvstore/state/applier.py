@@ -146,6 +146,8 @@ class Applier:
             member, sequence = request.member, request.sequence
             identity = (request.boot, sequence)
             if member != source:
+                if source != _NOBODY:
+                    group.see(source, seen)
                 source, seen, author = member, group.seen(member), _author(member)
             ours = member == self._member_id and identity[0] == self._boot
             if identity <= seen:
@@ -154,7 +156,6 @@ class Applier:
                     results.append((sequence, errors.TIMEOUT))
                 continue
             seen = identity
-            group.see(member, identity)
             if request.HasField("put") and _is_plain(plain := request.put):
                 revision = group.put_plain(plain.key, plain.value)
                 origins.append(_origin(group.revision_varint, position, author, request))
@@ -166,6 +167,8 @@ class Applier:
                     results.append((sequence, result))
             if position & _PAUSE_MASK == _PAUSE_MASK:
                 await budget.pause_if_spent()
+        if source != _NOBODY:
+            group.see(source, seen)
         if origins:
             group.put_record(_record(entry, group.entry_time, origins))
         return results
