@@ -43,7 +43,7 @@ run: $(RUN_READY) ## three members on this machine and a short tour; serves unti
 	@exec $(BIN)/kvstore local --size 3 --tour $(ARGS)
 
 test: $(DEV_READY) ## the whole suite, WORKERS at a time; what is skipped is named at the end
-	$(PYTEST) -n $(WORKERS) --dist worksteal -m "not long" --durations=10 $(ARGS)
+	$(PYTEST) -n $(WORKERS) --dist loadfile -m "not long" --durations=10 $(ARGS)
 
 test-fast: $(DEV_READY) ## what takes seconds, for the edit loop
 	$(PYTEST) -m "not slow and not long" -x $(ARGS)

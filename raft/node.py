@@ -348,6 +348,7 @@ class Node:
                 if isinstance(message, Forward):
                     if raw.role is Role.LEADER:
                         self._proposals.receive(message.sender, message.data)
+                        self._commit_news.forwarded(message.sender, self._ticks)
                 else:
                     raw.step(message)
         if raw.applied_index < self._applied:

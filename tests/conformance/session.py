@@ -36,7 +36,7 @@ from tests.ports import free_ports
 TIMEOUT = 60  # seconds; far above what any command takes, so that a hang is an error and not a stuck suite
 LINES_TIMEOUT = 20  # seconds for a watch to print what it should
 NOT_ENOUGH_LINES = -1  # the exit code written for a watch that did not
-AGAIN = ("unhealthy cluster", "in sync with leader")  # for so long is `~` tried again
+AGAIN = ("unhealthy cluster", "in sync with leader", "member ID already exist")  # for so long is `~` tried again
 AGAIN_SECONDS = 30
 ADDED_MAX = 2  # members that a script may add at once
 

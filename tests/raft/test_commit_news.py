@@ -40,3 +40,13 @@ def test_an_append_or_a_heartbeat_says_it_too() -> None:
     answered: list[Message] = [append(2), Heartbeat(3, 1, 2, 5)]
     assert news.hold(answered, 7) == answered
     assert news.due(applied=True, tick=7) == [third]
+
+
+def test_who_forwarded_requests_gets_it_at_once() -> None:
+    news = CommitNews()
+    news.forwarded(2, 7)
+    first, second, third, other = quiet(2), quiet(2, 6), quiet(2, 7), quiet(3)
+    assert news.hold([first, other], 7) == [first]
+    assert news.hold([second], 8) == [second]
+    assert news.hold([third], 9) == []
+    assert news.due(applied=True, tick=9) == [other, third]
