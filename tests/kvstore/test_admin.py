@@ -3,6 +3,8 @@
 import asyncio
 import json
 import stat
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from enum import IntEnum
@@ -13,8 +15,6 @@ from typing import Any
 import pytest
 
 from kvstore.admin import CONNECTIONS_MAX, LINE_BYTES_MAX, AdminSocket
-from kvstore.app import run
-from kvstore.config import ServerConfig
 from kvstore.failpoints import FailpointError, disarm, listing
 from kvstore.lag import LoopLag
 
@@ -145,10 +145,12 @@ async def test_a_stale_socket_is_replaced_and_a_live_one_is_not(path: Path, tmp_
     lag.close()
 
 
-def test_a_member_does_not_start_with_a_wrong_failpoint(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    config = ServerConfig(data_dir=tmp_path / "data", failpoints="raftBeforeSav=panic")
-    assert run(config) == 1
-    assert "near are raftBeforeSave" in capfd.readouterr().err
+def test_a_member_does_not_start_with_a_wrong_failpoint(tmp_path: Path) -> None:
+    flags = [f"--data-dir={tmp_path / 'data'}", "--failpoints=raftBeforeSav=panic"]
+    command = [sys.executable, "-m", "kvstore", "serve", *flags]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "near are raftBeforeSave" in done.stderr
     assert not (tmp_path / "data").exists()
     with pytest.raises(FailpointError):
         disarm("raftBeforeSav")
