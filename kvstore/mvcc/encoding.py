@@ -46,30 +46,12 @@ def field(tag: bytes, content: bytes) -> bytes:
 
 def key_value(key: bytes, create: bytes, mod: bytes, version: int, value: bytes, lease: int) -> bytes:
     """An encoded KeyValue. `create` and `mod` are revisions as varints: one request encodes its own once."""
-    if value and not lease:
-        short = _SHORT
-        try:  # nearly always; without the calls of varint this costs half
-            return b"\x0a%b%b\x10%b\x18%b\x20%b\x2a%b%b" % (
-                short[len(key)],
-                key,
-                create,
-                mod,
-                short[version],
-                short[len(value)],
-                value,
-            )
-        except IndexError:
-            pass
     if value:
-        kv = b"\x0a%b%b\x10%b\x18%b\x20%b\x2a%b%b" % (
-            varint(len(key)),
-            key,
-            create,
-            mod,
-            varint(version),
-            varint(len(value)),
-            value,
-        )
+        try:  # nearly always; calls of varint would be half of what this costs
+            key_size, count, size = _SHORT[len(key)], _SHORT[version], _SHORT[len(value)]
+        except IndexError:
+            key_size, count, size = varint(len(key)), varint(version), varint(len(value))
+        kv = b"\x0a%b%b\x10%b\x18%b\x20%b\x2a%b%b" % (key_size, key, create, mod, count, size, value)
     else:
         kv = b"\x0a%b%b\x10%b\x18%b\x20%b" % (varint(len(key)), key, create, mod, varint(version))
     return b"%b\x30%b" % (kv, varint(lease & _UNSIGNED)) if lease else kv

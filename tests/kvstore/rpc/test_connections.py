@@ -113,13 +113,15 @@ async def test_a_server_that_comes_back_is_found(ends: Ends) -> None:
     await server.stop(0)
     assert (await error_of(method(channel, "unary_unary")(b""))).code is Code.UNAVAILABLE
     await ends.start(ends.server(unary_unary=echo), port)
-    while True:  # grpcio's client may still put a call on the connection that is closing, and loses it
-        try:
-            assert await soon(method(channel, "unary_unary")(b"after", wait_for_ready=True)) == b"after"
-            break
-        except grpc.aio.AioRpcError as error:
-            if error.code() is not grpc.StatusCode.UNAVAILABLE:
-                raise
+    again = method(channel, "unary_unary")
+    try:
+        answer = await soon(again(b"after", wait_for_ready=True))
+    except grpc.aio.AioRpcError as error:
+        # grpcio's client may put one call on the connection that is closing, and loses it. Ours must not.
+        if ends.pair.client != GRPCIO or error.code() is not grpc.StatusCode.UNAVAILABLE:
+            raise
+        answer = await soon(again(b"after", wait_for_ready=True))
+    assert answer == b"after"
 
 
 @pytest.mark.also_tls
