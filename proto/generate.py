@@ -22,6 +22,7 @@ PACKAGES = {
     "kvstore": [
         "mvccpb/kv.proto",
         "authpb/auth.proto",
+        "leasepb/lease.proto",
         "etcdserverpb/rpc.proto",
         "v3lockpb/v3lock.proto",
         "v3electionpb/v3election.proto",

@@ -77,6 +77,16 @@ LAYERS = [
         ),
     ),
     Layer("kvstore/", banned("raft.pb", "raft.codec"), "the wire format of the peers is raft's own"),
+    Layer(
+        "kvstore/bbolt/",
+        banned("asyncio", "grpc", "google", "kvstore.errors", "kvstore.mvcc", "kvstore.pb", "kvstore.snapshot"),
+        "bbolt is a library of its own: it knows pages, and nothing of etcd",
+    ),
+    Layer(
+        "kvstore/snapshot/",
+        banned("grpc", "kvstore.server", "kvstore.services"),
+        "a snapshot file is made from a store and its tables, and becomes them again; the log is not in it",
+    ),
     Layer("kvstore/mvcc/", banned("grpc", "kvstore.state", "kvstore.server"), "mvcc is a store: it knows no network"),
     Layer(
         "kvstore/lease/",

@@ -47,6 +47,7 @@ from kvstore.server.peers import LOST_DATA, REMOVED, Peers
 from kvstore.server.proposal import Proposal
 from kvstore.server.reads import ReadBarrier
 from kvstore.server.snapshots import Snapshots
+from kvstore.snapshot.save import SnapshotFiles
 from kvstore.state.applier import AppliedResult, Applier, Result
 from kvstore.state.cluster import OTHER_INSTANCE
 from kvstore.state.command import Op
@@ -128,6 +129,7 @@ class KvServer:
         self.compactor = Compactor(member.store)
         self._housekeeper = Housekeeper(member.store, self.compactor, config.snapshot_count)
         self.snapshots = Snapshots(member.store, member.folders, self.cluster_id)
+        self.snapshot_files = SnapshotFiles(member.store, member.cluster, member.folders.path)
         self.node = Node(
             node_config(self.member_id, config),
             member.storage,

@@ -37,7 +37,8 @@ OLD_STATE: Final = "state"  # of directories that have no CURRENT
 FIRST_STATE: Final = "state-0"
 
 _STATE: Final = re.compile(r"state-(0|[1-9][0-9]{0,18})")
-_OURS: Final = re.compile(r"(state|snapshot)-[0-9]+(\.part|\.tmp)?|CURRENT\.new")  # .tmp: RocksDB's, of a checkpoint
+# .tmp: RocksDB's, of a checkpoint; file: of kvstore/snapshot/save.py
+_OURS: Final = re.compile(r"(state|snapshot)-[0-9]+(\.part|\.tmp)?|snapshot-file-\w+|CURRENT\.new")
 
 
 class FolderError(Exception):

@@ -1,5 +1,6 @@
 """etcdserverpb.Maintenance: about this member, answered by it alone and without a quorum."""
 
+from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
 from kvstore.errors import NO_LEADER, unimplemented
@@ -17,10 +18,13 @@ from kvstore.pb.rpc_pb2 import (
     MoveLeaderRequest,
     MoveLeaderResponse,
     ResponseHeader,
+    SnapshotRequest,
+    SnapshotResponse,
     StatusRequest,
     StatusResponse,
 )
 from kvstore.pb.rpc_pb2_grpc import MaintenanceServicer
+from kvstore.snapshot.save import blobs
 from kvstore.version import ETCD_VERSION, STORAGE_VERSION
 
 if TYPE_CHECKING:
@@ -78,3 +82,10 @@ class MaintenanceService(MaintenanceServicer):
     async def MoveLeader(self, request: MoveLeaderRequest, context: Any) -> MoveLeaderResponse:
         await self._server.move_leader(request.targetID)
         return MoveLeaderResponse()
+
+    async def Snapshot(self, request: SnapshotRequest, context: Any) -> AsyncIterator[SnapshotResponse]:
+        async with self._server.snapshot_files.file() as file:
+            async for blob, remaining in blobs(file):
+                yield SnapshotResponse(
+                    remaining_bytes=remaining, blob=blob, version=STORAGE_VERSION
+                )  # as etcd, no header
