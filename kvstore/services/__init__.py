@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from kvstore.server.server import KvServer
     from kvstore.services.kv import KvService
     from kvstore.services.lease import LeaseService
+    from kvstore.services.waiters import Waiters
     from kvstore.services.watch import WatchService
 
 
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 class Services:
     """What `register` made: the services with tasks of their own."""
 
-    def __init__(self, kv: "KvService", watch: "WatchService", lease: "LeaseService") -> None:
+    def __init__(self, kv: "KvService", watch: "WatchService", lease: "LeaseService", waiters: "Waiters") -> None:
+        self._waiters = waiters
         self._kv = kv
         self._watch = watch
         self._lease = lease
@@ -31,6 +33,7 @@ class Services:
 
     async def stop(self) -> None:
         """Call after the front has stopped."""
+        await self._waiters.stop()
         await self._watch.stop()
         await self._lease.stop()
         await self._kv.stop()
@@ -40,10 +43,14 @@ def register(rpc: "RpcServer", server: "KvServer") -> Services:
     """Add every service to a front that has not started."""
     from kvstore.pb import history_pb2_grpc, rpc_pb2_grpc, v3election_pb2_grpc, v3lock_pb2_grpc
     from kvstore.services.cluster import ClusterService
+    from kvstore.services.election import ElectionService
     from kvstore.services.history import HistoryService
+    from kvstore.services.inner import Inner
     from kvstore.services.kv import KvService
     from kvstore.services.lease import LeaseService
+    from kvstore.services.lock import LockService
     from kvstore.services.maintenance import MaintenanceService
+    from kvstore.services.waiters import Waiters
     from kvstore.services.watch import WatchService
 
     rpc.refusal = partial(_learner_refusal, server)
@@ -57,9 +64,10 @@ def register(rpc: "RpcServer", server: "KvServer") -> Services:
     rpc.add_servicer(rpc_pb2_grpc.add_MaintenanceServicer_to_server, _make(MaintenanceService, server))
     rpc.add_servicer(history_pb2_grpc.add_HistoryServicer_to_server, _make(HistoryService, server))
     rpc.add_servicer(rpc_pb2_grpc.add_AuthServicer_to_server, _make(rpc_pb2_grpc.AuthServicer))
-    rpc.add_servicer(v3lock_pb2_grpc.add_LockServicer_to_server, _make(v3lock_pb2_grpc.LockServicer))
-    rpc.add_servicer(v3election_pb2_grpc.add_ElectionServicer_to_server, _make(v3election_pb2_grpc.ElectionServicer))
-    return Services(kv, watch, lease)
+    inner, waiters = Inner(kv, lease, watch), Waiters()
+    rpc.add_servicer(v3lock_pb2_grpc.add_LockServicer_to_server, _make(LockService, inner, waiters))
+    rpc.add_servicer(v3election_pb2_grpc.add_ElectionServicer_to_server, _make(ElectionService, inner, waiters))
+    return Services(kv, watch, lease, waiters)
 
 
 # What a learner answers: what may be stale, and what is about itself. Range looks at the request too.

@@ -162,12 +162,13 @@ class FakeServer:
 class RunningMember:
     """`async with RunningMember(path) as member`: member.server, member.url."""
 
-    def __init__(self, path: Path, **options: Any) -> None:
+    def __init__(self, path: Path, front: str | None = None, **options: Any) -> None:
         self.server = FakeServer(path, **options)
         self.url = ""
+        self._front = front
 
     async def __aenter__(self) -> "RunningMember":
-        self._rpc = make_server()
+        self._rpc = make_server(front=self._front)
         self._services = register(self._rpc, self.server)  # type: ignore[arg-type]
         self._services.start()
         await self.server.leases.load()
