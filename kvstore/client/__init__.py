@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from kvstore.client import errors, txn
     from kvstore.client.client import Client
+    from kvstore.client.election import Election
     from kvstore.client.errors import ClientError
     from kvstore.client.lease import KeepAlive
+    from kvstore.client.lock import Lock
+    from kvstore.client.session import Session
     from kvstore.client.types import (
         Alarm,
         Change,
@@ -42,6 +45,7 @@ __all__ = [
     "ClientError",
     "CompactResult",
     "DeleteResult",
+    "Election",
     "Event",
     "GetResult",
     "HashKv",
@@ -53,9 +57,11 @@ __all__ = [
     "LeaseList",
     "LeaseRevoked",
     "LeaseTtl",
+    "Lock",
     "Member",
     "MemberList",
     "PutResult",
+    "Session",
     "Status",
     "TxnResult",
     "Watch",
@@ -64,7 +70,15 @@ __all__ = [
     "txn",
 ]
 
-_MODULES = {"Client": "client", "ClientError": "errors", "KeepAlive": "lease", "Watch": "watch"}
+_MODULES = {
+    "Client": "client",
+    "ClientError": "errors",
+    "Election": "election",
+    "KeepAlive": "lease",
+    "Lock": "lock",
+    "Session": "session",
+    "Watch": "watch",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -28,10 +28,13 @@ import tenacity
 
 from kvstore import rpc
 from kvstore.client import txn as ops
+from kvstore.client.election import Election
 from kvstore.client.endpoints import Endpoint, EndpointPool, to_client_error
 from kvstore.client.errors import DeadlineExceeded, NotConnected, NotFound, Unavailable
 from kvstore.client.lease import KeepAlive, LeaseHub, keep_alive_once
+from kvstore.client.lock import LOCK_TTL, Lock
 from kvstore.client.options import DeleteOptions, GetOptions, PutOptions, WatchOptions
+from kvstore.client.session import SESSION_TTL, Session
 from kvstore.client.types import (
     Alarm,
     Bytes,
@@ -247,6 +250,23 @@ class Client:
     def lease_keep_alive(self, lease: int, *, timeout: float | None = None) -> KeepAlive:
         """`async with` it: keeps the lease alive in the background, through leader changes; see KeepAlive."""
         return KeepAlive(self._leases, lease, timeout or self._timeout)
+
+    # ---- locks and elections ----
+
+    def session(self, ttl: int = SESSION_TTL) -> Session:
+        """`async with` it: a lease that is kept alive; several locks and elections may share one."""
+        return Session(self, ttl)
+
+    def lock(self, name: Bytes, ttl: int = LOCK_TTL, *, session: Session | None = None) -> Lock:
+        """`async with` it: one holder at a time, in the order of their coming; see kvstore/client/lock.py.
+
+        ttl: seconds after which a holder that gives no sign of life loses it.
+        """
+        return Lock(self, name, ttl, session)
+
+    def election(self, name: Bytes, ttl: int = SESSION_TTL, *, session: Session | None = None) -> Election:
+        """See kvstore/client/election.py."""
+        return Election(self, name, ttl, session)
 
     # ---- the cluster ----
 

@@ -13,6 +13,8 @@
       |    +- NotConnected          no member was reached: the request was never sent
       |    +- DeadlineExceeded
       +- WatchCanceled              the server ended a watch and gave a reason
+      +- SessionExpired             a lock or an election lost the lease that it hung on
+      +- NotLeader
 
 `outcome_unknown` is the question a writer must ask: True when the request left this process and no answer
 proves that it was not applied. It is never True for a read, nor for NotConnected.
@@ -109,6 +111,14 @@ class DeadlineExceeded(Unavailable):
 
 class WatchCanceled(ClientError):
     code = Code.CANCELLED
+
+
+class SessionExpired(ClientError):
+    """No sign of life of ours reached the cluster in time: what was bound to the session is gone, or may be."""
+
+
+class NotLeader(ClientError):
+    """Another one leads by now, or nobody does."""
 
 
 _BY_ERROR: Final[dict[KvError, type[ClientError]]] = {

@@ -17,6 +17,7 @@ from kvstore.kvctl.commands.debug_log import debug_log
 from kvstore.kvctl.commands.debug_state import debug_state
 from kvstore.kvctl.commands.debug_trace import debug_trace
 from kvstore.kvctl.commands.del_ import del_
+from kvstore.kvctl.commands.elect import elect
 from kvstore.kvctl.commands.endpoint_hashkv import endpoint_hashkv
 from kvstore.kvctl.commands.endpoint_health import endpoint_health
 from kvstore.kvctl.commands.endpoint_status import endpoint_status
@@ -29,6 +30,7 @@ from kvstore.kvctl.commands.lease_keep_alive import lease_keep_alive
 from kvstore.kvctl.commands.lease_list import lease_list
 from kvstore.kvctl.commands.lease_revoke import lease_revoke
 from kvstore.kvctl.commands.lease_timetolive import lease_timetolive
+from kvstore.kvctl.commands.lock import lock
 from kvstore.kvctl.commands.member_add import member_add
 from kvstore.kvctl.commands.member_list import member_list
 from kvstore.kvctl.commands.member_promote import member_promote
@@ -57,6 +59,8 @@ VERBS: Final[dict[str, Callable[..., Awaitable[None]]]] = {
     "lease keep-alive": lease_keep_alive,
     "lease timetolive": lease_timetolive,
     "lease list": lease_list,
+    "lock": lock,
+    "elect": elect,
     "member list": member_list,
     "member add": member_add,
     "member promote": member_promote,

@@ -172,7 +172,7 @@ def run_reporting(
         return report(explain(error))
     except Failure as failure:
         return report(failure)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, asyncio.CancelledError):
         return ExitCode.INTERRUPTED
     except BrokenPipeError:
         # The reader of our output is gone (`| head`): nothing to report, and nothing may be flushed at exit.
