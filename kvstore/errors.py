@@ -79,9 +79,8 @@ MEMBER_NOT_FOUND: Final = _error(Code.NOT_FOUND, "member not found")
 
 MEMBER_ID_EXISTS: Final = _error(Code.FAILED_PRECONDITION, "member ID already exist")
 PEER_URL_EXISTS: Final = _error(Code.FAILED_PRECONDITION, "Peer URLs already exists")
-NOT_ENOUGH_STARTED: Final = _error(
-    Code.FAILED_PRECONDITION, "re-configuration failed due to not enough started members"
-)
+# etcd's table has a code for it that its servers, all versions, do not send: they say Unknown.
+NOT_ENOUGH_STARTED: Final = _error(Code.UNKNOWN, "re-configuration failed due to not enough started members")
 NOT_A_LEARNER: Final = _error(Code.FAILED_PRECONDITION, "can only promote a learner member")
 LEARNER_NOT_READY: Final = _error(
     Code.FAILED_PRECONDITION, "can only promote a learner member which is in sync with leader"

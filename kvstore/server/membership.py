@@ -236,8 +236,9 @@ class Membership:
 
     def _check_promote(self, promoted: int) -> None:
         server = self._server
+        member = server.cluster.member(promoted)
         progress = server.status().progress
-        if promoted in progress:
+        if promoted in progress and member is not None:  # raft may have yet to forget who was removed
             lead = progress[server.member_id].match_index
             if progress[promoted].match_index * 100 < lead * READY_PERCENT:
                 raise LEARNER_NOT_READY
@@ -246,7 +247,6 @@ class Membership:
             started = 1 + sum([bool(voter.name) for voter in voters])
             if started < (len(voters) + 1) // 2 + 1:
                 self._reject("not enough members have started", NOT_ENOUGH_STARTED)
-        member = server.cluster.member(promoted)
         if member is None:
             raise MEMBER_NOT_FOUND
         if not member.is_learner:

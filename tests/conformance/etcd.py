@@ -10,7 +10,7 @@ import hashlib
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tests.ports import free_ports
@@ -34,11 +34,21 @@ class EtcdCluster:
 
     version = "3.5.1"
 
-    def __init__(self, folder: Path, *, size: int = 3, heartbeat_ms: int = 100, election_ms: int = 1000) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        size: int = 3,
+        heartbeat_ms: int = 100,
+        election_ms: int = 1000,
+        program: Path = BIN / "etcd",
+        flags: Sequence[str] = (),
+    ) -> None:
         self.client_urls = [f"http://127.0.0.1:{port}" for port in free_ports(size)]
         self.peer_urls = [f"http://127.0.0.1:{port}" for port in peer_ports(size)]
         self._folder = folder
-        self._timing = [f"--heartbeat-interval={heartbeat_ms}", f"--election-timeout={election_ms}"]
+        self._program = program
+        self._flags = [*flags, f"--heartbeat-interval={heartbeat_ms}", f"--election-timeout={election_ms}"]
         self._processes: list[subprocess.Popen[bytes]] = []
 
     @property
@@ -74,12 +84,12 @@ class EtcdCluster:
         self, name: str, client_url: str, peer_url: str, cluster: list[str], state: str
     ) -> subprocess.Popen[bytes]:
         command = [
-            *(str(BIN / "etcd"), f"--name={name}", f"--data-dir={self._folder / name}"),
+            *(str(self._program), f"--name={name}", f"--data-dir={self._folder / name}"),
             *(f"--listen-client-urls={client_url}", f"--advertise-client-urls={client_url}"),
             *(f"--listen-peer-urls={peer_url}", f"--initial-advertise-peer-urls={peer_url}"),
             *(f"--initial-cluster={','.join(cluster)}", f"--initial-cluster-state={state}"),
             *(f"--initial-cluster-token={TOKEN}", "--log-level=error"),
-            *self._timing,
+            *self._flags,
         ]
         with (self._folder / f"{name}.log").open("ab") as log:
             return subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)

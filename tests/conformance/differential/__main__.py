@@ -1,7 +1,7 @@
 """Compare us with a real etcd for as long as you like: `python -m tests.conformance.differential --seconds 600`.
 
 Every seed is a case (generator.py). A case that differs is shrunk and printed, and the search goes on; the exit
-code is 1 when there was one. `--members 3` asks a follower of three of our members.
+code is 1 when there was one. `--judge` says which etcd, `--members 3` asks a follower of three of our members.
 """
 
 import argparse
@@ -11,12 +11,13 @@ import time
 from pathlib import Path
 
 from tests.conformance.differential.generator import Generator
-from tests.conformance.differential.servers import running_pair
+from tests.conformance.differential.servers import JUDGES, running_pair
 from tests.conformance.differential.shrink import report
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="tests.conformance.differential", description=__doc__.splitlines()[0])
+    parser.add_argument("--judge", choices=list(JUDGES), default="3.5.1")
     parser.add_argument("--seed", type=int, default=1, help="the first seed")
     parser.add_argument("--cases", type=int, default=1_000_000_000)
     parser.add_argument("--seconds", type=float, default=60.0)
@@ -24,16 +25,23 @@ def main() -> int:
     options = parser.parse_args()
     deadline = time.monotonic() + options.seconds
     cases = differences = 0
-    with tempfile.TemporaryDirectory() as folder, running_pair(Path(folder), options.members) as pair:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        running_pair(Path(folder), options.members, options.judge) as pair,
+    ):
         for seed in range(options.seed, options.seed + options.cases):
             if time.monotonic() > deadline:
                 break
             cases += 1
-            found = report(pair, Generator(seed).case())
+            found = report(pair, Generator(seed, pair.served, options.members).case())
             if found:
                 differences += 1
                 print(f"=== seed {seed}\n{found}", flush=True)
-    print(f"{cases} cases from seed {options.seed}, {pair.compared} requests compared, {differences} cases differ")
+    print(pair.coverage.report())
+    print(
+        f"{cases} cases from seed {options.seed}, {pair.coverage.operations} operations compared with etcd"
+        f" {options.judge}, {differences} cases differ"
+    )
     return 1 if differences else 0
 
 

@@ -1,12 +1,14 @@
-"""The two sides of a comparison: one connection each, and answers in a form that can be compared.
+"""The two sides of a comparison: their connections, and answers in a form that can be compared.
 
 An answer is text: the response in protobuf's text form, or the code and message of the error. Names of a cluster,
 a member and a term differ between two clusters of one kind too; so only whether they are there is kept.
 """
 
+import hashlib
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import Any
 
@@ -16,55 +18,101 @@ from google.protobuf.text_format import MessageToString
 
 from kvstore.pb import kv_pb2 as pb_kv
 from kvstore.pb import rpc_pb2 as pb
-from kvstore.pb import rpc_pb2_grpc
+from tests.conformance.differential.cases import Names, Step
+from tests.conformance.rpcs import RPCS
 
 CALL_SECONDS = 20.0
+CLIENTS = 3
 HERE = 1  # stands for an id or a term
+Answer = Message | grpc.RpcError
+Metadata = tuple[tuple[str, str], ...]
+ENDLESS = {"Observe"}  # its first message is the answer; then it is cancelled
 
 
 class Side:
-    """One server. `name` stands in reports."""
+    """One server, asked by a few connections. `name` stands in reports; the URLs are what the server says of itself."""
 
-    def __init__(self, name: str, target: str) -> None:
+    def __init__(self, name: str, target: str, client_url: str, peer_url: str, *, is_judge: bool) -> None:
         self.name = name
+        self._is_judge = is_judge
+        self.admin: Metadata = ()  # goes with what the runner asks for itself
+        self._urls = (peer_url, client_url)
         options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]
-        self._channel = grpc.insecure_channel(target, options=options)
-        kv = rpc_pb2_grpc.KVStub(self._channel)
-        cluster = rpc_pb2_grpc.ClusterStub(self._channel)
-        maintenance = rpc_pb2_grpc.MaintenanceStub(self._channel)
-        self._calls: dict[str, Any] = {
-            **{name: getattr(kv, name) for name in ("Range", "Put", "DeleteRange", "Txn", "Compact")},
-            **{name: getattr(maintenance, name) for name in ("Status", "Alarm", "HashKV")},
-            "MemberList": cluster.MemberList,
-        }
-        self._watch = rpc_pb2_grpc.WatchStub(self._channel).Watch
+        self._channels = [grpc.insecure_channel(target, options=options) for _ in range(CLIENTS)]
+        self._calls = [{name: rpc.on(channel) for name, rpc in RPCS.items()} for channel in self._channels]
+        self._threads = ThreadPoolExecutor(16)
+        self._member_id = self.ask("Status", pb.StatusRequest()).header.member_id
 
-    def start(self, call: str, message: Message) -> Callable[[], Message | grpc.RpcError]:
-        """Send now; the result waits for the answer."""
-        future = self._calls[call].future(message, timeout=CALL_SECONDS)
+    def names(self, base: int) -> Names:
+        return Names(base, self._member_id, *self._urls)
 
-        def result() -> Message | grpc.RpcError:
-            try:
-                response: Message = future.result()
-            except grpc.RpcError as error:
-                return error
-            return response
+    def start(self, step: Step, names: Names) -> "Future[Answer]":
+        """Send now; the future never raises."""
+        name = "Range" if step.call == "RangeStream" and self._is_judge else step.call  # etcd has it since 3.7
+        call = self._calls[step.client][name]
+        return self._threads.submit(_answer, call, name, names.sent(step.message), names.metadata(step))
 
-        return result
-
-    def ask(self, call: str, message: Message) -> Any:
+    def ask(self, call: str, message: Message, metadata: Metadata | None = None) -> Any:
         """The response; raises grpc.RpcError."""
-        return self._calls[call](message, timeout=CALL_SECONDS)
+        return self._calls[0][call](
+            message, timeout=CALL_SECONDS, metadata=self.admin if metadata is None else metadata
+        )
 
     def revision(self) -> int:
         """Linearizable, so that a follower is asked for the newest one."""
         return int(self.ask("Range", pb.RangeRequest(key=b"\0", count_only=True)).header.revision)
 
-    def open_watch(self, changed: threading.Condition) -> "WatchSide":
-        return WatchSide(self._watch, changed)
+    def keys(self, prefix: bytes) -> list[bytes]:
+        """Of all keys that begin so, the oldest first."""
+        end = prefix[:-1] + bytes([prefix[-1] + 1])
+        created = pb.RangeRequest.SortTarget.CREATE
+        request = pb.RangeRequest(key=prefix, range_end=end, keys_only=True, sort_target=created, sort_order="ASCEND")
+        return [pair.key for pair in self.ask("Range", request).kvs]
+
+    def open_watch(
+        self, changed: threading.Condition, names: Names, client: int = 0, metadata: Metadata = ()
+    ) -> "WatchSide":
+        return WatchSide(self._calls[client]["Watch"], changed, names, metadata)
 
     def close(self) -> None:
-        self._channel.close()
+        for channel in self._channels:
+            channel.close()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _answer(call: Any, name: str, message: Message, metadata: Metadata) -> Answer:
+    streams = RPCS[name].client_streams
+    try:
+        if not RPCS[name].server_streams:
+            response: Message = call(message, metadata=metadata, timeout=CALL_SECONDS)
+            return response
+        replies = call(iter([message]) if streams else message, metadata=metadata, timeout=CALL_SECONDS)
+        if name in ENDLESS:
+            first: Message = next(replies)
+            replies.cancel()
+            return first
+        return _joined(name, list(replies))
+    except grpc.RpcError as error:
+        return error
+
+
+def _joined(name: str, replies: list[Any]) -> Message:
+    """One message for a stream of them."""
+    if name == "Snapshot":
+        *blobs, last = replies
+        digest = hashlib.sha256(b"".join(part.blob for part in blobs)).digest()
+        size = sum(len(part.blob) for part in blobs)
+        falls = [part.remaining_bytes for part in replies]
+        good = digest == last.blob and size % 512 == 0 and falls == sorted(falls, reverse=True)
+        return pb.SnapshotResponse(remaining_bytes=last.remaining_bytes, blob=b"whole" if good else b"broken")
+    if name == "RangeStream":
+        whole = pb.RangeResponse()
+        for part in replies:
+            whole.MergeFrom(part.range_response)
+        return whole
+    assert len(replies) == 1, f"{len(replies)} answers to one request of {name}"
+    reply: Message = replies[0]
+    return reply
 
 
 class WatchSide:
@@ -73,20 +121,23 @@ class WatchSide:
     `changed` guards them, and is told when something has come.
     """
 
-    def __init__(self, watch: Callable[..., Any], changed: threading.Condition) -> None:
+    def __init__(
+        self, watch: Callable[..., Any], changed: threading.Condition, names: Names, metadata: Metadata
+    ) -> None:
         self.events: dict[int, list[pb_kv.Event]] = defaultdict(list)
-        self.replies: list[Message | grpc.RpcError] = []
+        self.replies: list[Answer] = []
         self.faults: list[str] = []  # what no server may do, whatever the other does
         self._changed = changed
-        self._requests: SimpleQueue[pb.WatchRequest | None] = SimpleQueue()
+        self._names = names
+        self._requests: SimpleQueue[Message | None] = SimpleQueue()
         self._last: dict[int, int] = {}  # watch id -> mod revision of its last event
         self._open: set[int] = set()  # watch ids within a fragmented response
-        self._call = watch(iter(self._requests.get, None))
+        self._call = watch(iter(self._requests.get, None), metadata=metadata)
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
 
     def send(self, request: pb.WatchRequest) -> None:
-        self._requests.put(request)
+        self._requests.put(self._names.sent(request))
 
     def close(self) -> None:
         self._requests.put(None)
@@ -97,7 +148,7 @@ class WatchSide:
         try:
             for response in self._call:
                 with self._changed:
-                    self._take(response)
+                    self._take(self._names.seen(response))
                     self._changed.notify_all()
         except grpc.RpcError as error:
             if error.code() != grpc.StatusCode.CANCELLED:
@@ -105,7 +156,7 @@ class WatchSide:
                     self.replies.append(error)
                     self._changed.notify_all()
 
-    def _take(self, response: pb.WatchResponse) -> None:
+    def _take(self, response: Any) -> None:
         if not response.events:
             self.replies.append(response)
             return
@@ -124,7 +175,7 @@ class WatchSide:
             self.faults.append(f"watch {watch_id}: header at {response.header.revision}, events up to {last}")
 
 
-def text(answer: Message | grpc.RpcError) -> str:
+def text(answer: Answer) -> str:
     """What is compared."""
     if isinstance(answer, grpc.RpcError):
         return f"{answer.code().name}: {answer.details()}"
@@ -144,7 +195,7 @@ def text(answer: Message | grpc.RpcError) -> str:
 def _headers(message: Message) -> Iterator[pb.ResponseHeader]:
     for field, value in message.ListFields():
         if field.type == field.TYPE_MESSAGE:
-            for child in [value] if isinstance(value, Message) else value:
+            for child in value if field.is_repeated else [value]:
                 if isinstance(child, pb.ResponseHeader):
                     yield child
                 else:

@@ -1,0 +1,153 @@
+"""What may differ, and why: the judges are etcd 3.5.1 and 3.4.23, and we follow the newer ones.
+
+This table is all there is. A row with `fits` is an excuse for a difference that was seen; a row without is a request
+that the runner does not compare, or asks of us only, and it says so where it does (`Coverage.excused` counts both).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from google.protobuf.message import Message
+
+from kvstore.pb import rpc_pb2 as pb
+from tests.conformance.differential.cases import MEMBER, OWN_PEER_URL, PEER_URLS
+
+BOTH: Final = ("3.4.23", "3.5.1")
+COMPACTED: Final = "OUT_OF_RANGE: etcdserver: mvcc: required revision has been compacted"
+FUTURE: Final = "OUT_OF_RANGE: etcdserver: mvcc: required revision is a future revision"
+REFUSALS_OF_TXN: Final = {  # that its operations give reason to
+    COMPACTED,
+    FUTURE,
+    "INVALID_ARGUMENT: etcdserver: key not found",
+    "NOT_FOUND: etcdserver: requested lease not found",
+}
+GOOD_URLS: Final = {*PEER_URLS, OWN_PEER_URL}
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A request and what was answered to it, as text."""
+
+    message: Message
+    etcd: str
+    ours: str
+    compact_revision: int
+
+
+@dataclass(frozen=True)
+class Known:
+    what: str
+    etcd: str
+    we: str
+    judges: tuple[str, ...] = BOTH
+    fits: Callable[[Seen], bool] | None = None
+
+
+def _txn_refused_otherwise(seen: Seen) -> bool:
+    return isinstance(seen.message, pb.TxnRequest) and {seen.etcd, seen.ours} <= REFUSALS_OF_TXN
+
+
+def _put_has_two_reasons(seen: Seen) -> bool:
+    return isinstance(seen.message, pb.PutRequest) and {seen.etcd, seen.ours} <= REFUSALS_OF_TXN
+
+
+def _hash_at_compact_revision(seen: Seen) -> bool:
+    message = seen.message
+    return isinstance(message, pb.HashKVRequest) and message.revision == seen.compact_revision
+
+
+KNOWN: Final = {
+    "sort": Known(
+        "range with an unknown sort order or target",
+        "sorts as if there was none, or dies",
+        "refused, as etcd 3.6",
+    ),
+    "negative watch": Known(
+        "watch from a negative revision", "reads on from there", "refused as compacted, as etcd 3.7"
+    ),
+    "txn refusal": Known(
+        "refusal of a txn, when several operations give reason",
+        "puts, then ranges",
+        "in their order, as etcd 3.6",
+        fits=_txn_refused_otherwise,
+    ),
+    "put refusal": Known(
+        "refusal of a put that gives two reasons",
+        "key not found",
+        "lease not found, as etcd 3.7",
+        fits=_put_has_two_reasons,
+    ),
+    "hash at compact": Known(
+        "HashKV at the compact revision",
+        "refused as compacted",
+        "answered, as etcd 3.6",
+        fits=_hash_at_compact_revision,
+    ),
+    "hash": Known(
+        "hash and hash_revision of HashKV, hash of Hash",
+        "of its own rows",
+        "of ours; members of one kind are compared elsewhere",
+    ),
+    "progress": Known(
+        "progress request with a watch that is not synced", "answered at once (etcd#15220)", "when synced, as etcd 3.6"
+    ),
+    "future progress": Known(
+        "the same with a watch from a future revision", "answered", "not until it begins (etcd#20221)"
+    ),
+    "compact 0": Known("Compact(0) before any other compaction", "done, once", "refused: 0 is where a store begins"),
+    "update urls": Known(
+        "MemberUpdate with URLs that are none",
+        "done: the member cannot be reached any more",
+        "refused, as MemberAdd does everywhere",
+    ),
+    "unix urls": Known(
+        "a peer at unix:// or without a host",
+        "accepted",
+        "refused: no other member could reach it; no case asks for it",
+    ),
+    "update learner": Known(
+        "MemberUpdate of a learner",
+        "makes it a voter",
+        "it stays a learner; not asked, as it takes the judge's quorum",
+    ),
+    "token": Known("a token that nobody got, while auth is off", "refused as invalid", "not looked at, as etcd 3.6"),
+    "status": Known("version, sizes and indexes of Status", "its own", "ours"),
+    "ended id": Known("id of a watch that compaction has ended", "still in use, can be cancelled", "free"),
+    "watch at delete": Known(
+        "watch from the compact revision, which was a delete", "forgets the delete (etcd#19179)", "shows it"
+    ),
+}
+
+
+def excuse(judge: str, seen: Seen) -> str:
+    """The name of the row that allows the difference; empty when none does."""
+    for name, known in KNOWN.items():
+        if judge in known.judges and known.fits is not None and known.fits(seen):
+            return name
+    return ""
+
+
+def harmful(message: Message) -> bool:
+    """What would end the judge: a shrunk case must not ask for it either."""
+    if isinstance(message, pb.MemberAddRequest):  # a voter that does not run takes a single member's quorum
+        return not message.isLearner and _good(message.peerURLs) and OWN_PEER_URL not in message.peerURLs
+    if isinstance(message, pb.MemberUpdateRequest) and _good(message.peerURLs):
+        return message.ID > MEMBER or (message.ID == MEMBER and _good(message.peerURLs, own=True))
+    return False
+
+
+def _good(urls: Sequence[str], own: bool = False) -> bool:
+    """own: other ones than its own."""
+    return bool(urls) and set(urls) <= GOOD_URLS and not (own and set(urls) == {OWN_PEER_URL})
+
+
+def only_ours(message: Message) -> tuple[str, str]:
+    """For a request that must not be asked of the judge: the row, and the answer that is ours."""
+    if isinstance(message, pb.RangeRequest) and (
+        message.sort_order not in (0, 1, 2) or message.sort_target not in (0, 1, 2, 3, 4)
+    ):
+        return "sort", "INVALID_ARGUMENT: etcdserver: invalid sort option"
+    if isinstance(message, pb.MemberUpdateRequest) and not _good(message.peerURLs):
+        return "update urls", "INVALID_ARGUMENT: etcdserver: given member URLs are invalid"
+    return "", ""
