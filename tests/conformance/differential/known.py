@@ -101,6 +101,11 @@ KNOWN: Final = {
         "done: the member cannot be reached any more",
         "refused, as MemberAdd does everywhere",
     ),
+    "lost change": Known(
+        "a change of members at once after another",
+        "may be dropped, and is never answered",
+        "done; etcd is asked again",
+    ),
     "unix urls": Known(
         "a peer at unix:// or without a host",
         "accepted",

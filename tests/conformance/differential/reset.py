@@ -7,7 +7,7 @@ import grpc
 
 from kvstore.pb import rpc_pb2 as pb
 from tests.conformance.differential.cases import Case
-from tests.conformance.differential.sides import Side
+from tests.conformance.differential.sides import LOST_SECONDS, Side
 
 ROOT_PASSWORDS = ["r", "r2"]  # that a case may give to root
 SECTIONS = {  # what a case must have called to leave something behind
@@ -90,7 +90,16 @@ def _members(side: Side) -> None:
     own = side.ask("Status", pb.StatusRequest()).header.member_id
     for member in side.ask("MemberList", pb.MemberListRequest()).members:
         if not member.name and own != member.ID:
-            side.ask("MemberRemove", pb.MemberRemoveRequest(ID=member.ID))
+            _remove(side, member.ID)
+
+
+def _remove(side: Side, member: int) -> None:
+    try:
+        side.ask("MemberRemove", pb.MemberRemoveRequest(ID=member), seconds=LOST_SECONDS)
+    except grpc.RpcError as error:
+        if error.code() != grpc.StatusCode.DEADLINE_EXCEEDED:
+            raise
+        side.ask("MemberRemove", pb.MemberRemoveRequest(ID=member))
 
 
 def _leases(side: Side) -> None:

@@ -26,6 +26,10 @@ CLIENTS = 3
 HERE = 1  # stands for an id or a term
 Answer = Message | grpc.RpcError
 Metadata = tuple[tuple[str, str], ...]
+# Changes of members that come at once after another: etcd answers that one a moment before its raft would take the
+# next, drops the next, and never answers it.
+LOST = {"MemberAdd", "MemberRemove", "MemberUpdate", "MemberPromote"}
+LOST_SECONDS = 3.0
 ENDLESS = {"Observe"}  # its first message is the answer; then it is cancelled
 
 
@@ -50,13 +54,12 @@ class Side:
         """Send now; the future never raises."""
         name = "Range" if step.call == "RangeStream" and self._is_judge else step.call  # etcd has it since 3.7
         call = self._calls[step.client][name]
-        return self._threads.submit(_answer, call, name, names.sent(step.message), names.metadata(step))
+        answer = _answer_again if self._is_judge and name in LOST else _answer
+        return self._threads.submit(answer, call, name, names.sent(step.message), names.metadata(step))
 
-    def ask(self, call: str, message: Message, metadata: Metadata | None = None) -> Any:
+    def ask(self, call: str, message: Message, metadata: Metadata | None = None, seconds: float = CALL_SECONDS) -> Any:
         """The response; raises grpc.RpcError."""
-        return self._calls[0][call](
-            message, timeout=CALL_SECONDS, metadata=self.admin if metadata is None else metadata
-        )
+        return self._calls[0][call](message, timeout=seconds, metadata=self.admin if metadata is None else metadata)
 
     def revision(self) -> int:
         """Linearizable, so that a follower is asked for the newest one."""
@@ -80,13 +83,20 @@ class Side:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 
-def _answer(call: Any, name: str, message: Message, metadata: Metadata) -> Answer:
+def _answer_again(call: Any, name: str, message: Message, metadata: Metadata) -> Answer:
+    """A change that etcd has lost did nothing, so it is asked for again."""
+    answer = _answer(call, name, message, metadata, LOST_SECONDS)
+    lost = isinstance(answer, grpc.RpcError) and answer.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+    return _answer(call, name, message, metadata) if lost else answer
+
+
+def _answer(call: Any, name: str, message: Message, metadata: Metadata, seconds: float = CALL_SECONDS) -> Answer:
     streams = RPCS[name].client_streams
     try:
         if not RPCS[name].server_streams:
-            response: Message = call(message, metadata=metadata, timeout=CALL_SECONDS)
+            response: Message = call(message, metadata=metadata, timeout=seconds)
             return response
-        replies = call(iter([message]) if streams else message, metadata=metadata, timeout=CALL_SECONDS)
+        replies = call(iter([message]) if streams else message, metadata=metadata, timeout=seconds)
         if name in ENDLESS:
             first: Message = next(replies)
             replies.cancel()
