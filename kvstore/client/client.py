@@ -44,6 +44,7 @@ from kvstore.client.types import (
     GetResult,
     HashKv,
     Header,
+    KeyValue,
     LeaseGrant,
     LeaseKept,
     LeaseList,
@@ -172,6 +173,46 @@ class Client:
     ) -> Watch:
         """`async with` it: entering returns when the server has taken the watch, within `timeout`."""
         return Watch(self._watches, watch_request(key, range_end, **options), timeout or self._timeout)
+
+    async def get_stream(
+        self,
+        key: Bytes,
+        range_end: Bytes | None = None,
+        *,
+        prefix: bool = False,
+        from_key: bool = False,
+        revision: int = 0,
+        limit: int = 0,
+        keys_only: bool = False,
+        serializable: bool = False,
+        timeout: float | None = None,
+    ) -> AsyncIterator[KeyValue]:
+        """A range of any size, in key order and as it was at one revision; kvstore and etcd 3.7 or newer.
+
+        `timeout` is for each message of the answer. When a stream breaks, it goes on behind the last key.
+        """
+        patience = timeout or self._timeout
+        if not revision:
+            revision = (await self.get(key or b"\0", keys_only=True, serializable=serializable)).header.revision
+        request = ops.get(key, range_end, prefix=prefix, from_key=from_key, revision=revision, limit=limit)
+        request.keys_only, request.serializable = keys_only, serializable
+        while True:
+            last = b""
+            stream = await self._open(lambda e: e.kv.RangeStream, request, patience)
+            try:
+                async for message in stream.messages(patience):
+                    for kv in map(KeyValue.of, message.range_response.kvs):
+                        last = kv.key
+                        if limit:
+                            request.limit -= 1
+                        yield kv
+                return
+            except Unavailable:
+                if limit and not request.limit:
+                    return
+                if not last:
+                    raise
+                request.key = last + b"\0"
 
     async def history(
         self,

@@ -59,7 +59,7 @@ def range_point(store: Reader, key: bytes) -> RangeResult:
 
 def range_small(store: MvccStore, request: RangeRequest) -> RangeResult | None:
     """Answer at once what is cheap to answer; None: it is not, use `range_` on a view."""
-    if request.revision > 0 or request.sort_order or request.sort_target or _filters(request):
+    if request.revision > 0 or request.sort_order or request.sort_target or has_filters(request):
         return None
     if not request.range_end:
         result = range_point(store, request.key)
@@ -92,14 +92,12 @@ async def range_(reader: Reader, request: RangeRequest) -> RangeResult:
     budget = reader.budget()
     revision = request.revision
     known: int | None = None  # what `count` comes to
-    if revision <= 0 or revision == reader.latest_revision:
-        source: _Source = _Latest(reader, request)
+    source = source_of(reader, *_interval(request), revision)
+    if isinstance(source, _Latest):
         known = reader.count_latest(*_interval(request))
         if known is None and request.count_only:
             known = await _walk(reader, request, budget)
-    else:
-        source = _AtRevision(reader, request, revision)
-    filtered = _filters(request)
+    filtered = has_filters(request)
     descending = request.sort_order == RangeRequest.DESCEND
     # A target without an order means ascending; ascending by key is how they come.
     sorts = bool(descending or request.sort_target)
@@ -146,7 +144,7 @@ async def _walk(reader: Reader, request: RangeRequest, budget: Budget) -> int | 
     return passed
 
 
-def _filters(request: RangeRequest) -> bool:
+def has_filters(request: RangeRequest) -> bool:
     return bool(
         request.max_mod_revision
         or request.min_mod_revision
@@ -207,7 +205,7 @@ def _drain(run: list[tuple[Any, bytes]]) -> Iterator[tuple[Any, bytes]]:
         yield run.pop()
 
 
-class _Source(ABC):
+class Source(ABC):
     """Where the KeyValues of a range come from, in key order. Each step is short; it may bring nothing."""
 
     ended = False
@@ -222,9 +220,9 @@ class _Source(ABC):
 
 
 @final
-class _Latest(_Source):
-    def __init__(self, reader: Reader, request: RangeRequest) -> None:
-        self._scan = reader.scan_latest(*_interval(request))
+class _Latest(Source):
+    def __init__(self, reader: Reader, low: bytes, high: bytes | None) -> None:
+        self._scan = reader.scan_latest(low, high)
 
     def kvs(self, count: int) -> list[bytes]:
         rows = self._scan.rows(count)
@@ -235,6 +233,13 @@ class _Latest(_Source):
         passed = self._scan.count(count)
         self.ended = self._scan.done
         return passed
+
+
+def source_of(reader: Reader, low: bytes, high: bytes | None, revision: int) -> Source:
+    """The keys of [low, high) at a revision that can be read; 0: the newest."""
+    if revision <= 0 or revision == reader.latest_revision:
+        return _Latest(reader, low, high)
+    return _AtRevision(reader, low, high, revision)
 
 
 class LiveVersions:
@@ -260,9 +265,8 @@ class LiveVersions:
 
 
 @final
-class _AtRevision(_Source):
-    def __init__(self, reader: Reader, request: RangeRequest, revision: int) -> None:
-        low, high = _interval(request)
+class _AtRevision(Source):
+    def __init__(self, reader: Reader, low: bytes, high: bytes | None, revision: int) -> None:
         self._reader = reader
         self._versions = LiveVersions(reader, low, high, revision)
         self._live: list[tuple[int, int]] = []  # found, not yet handed out

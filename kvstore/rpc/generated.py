@@ -135,6 +135,17 @@ class WrappingRegistry:
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, methods),))
 
 
+def one_stream(service: str, method: str, parse: Callable[[bytes], Any]) -> Callable[[Any, Any], None]:
+    """For `RpcServer.add_servicer`: one method with streamed answers, which are bytes, of a service whose others are
+    hot."""
+
+    def add(servicer: Any, server: Any) -> None:
+        handler = grpc.unary_stream_rpc_method_handler(getattr(servicer, method), parse, bytes)
+        server.add_registered_method_handlers(service, {method: handler})
+
+    return add
+
+
 @final
 class UnknownMethods(GenericHandler):
     """Asked last. Says what Go's servers say, which tells a wrong method from a wrong service."""

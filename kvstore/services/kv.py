@@ -12,7 +12,8 @@ revision. The header of a read carries the revision that was read at, not the on
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import aclosing
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -20,10 +21,12 @@ import structlog
 from google.protobuf.message import DecodeError
 
 from kvstore.errors import MALFORMED, NOT_SUPPORTED_FOR_LEARNER, Code, KvError
-from kvstore.mvcc.encoding import range_body
+from kvstore.mvcc.encoding import field, range_body
 from kvstore.mvcc.range import range_, range_small
+from kvstore.mvcc.range_stream import check_range_stream, range_stream
 from kvstore.pb.rpc_pb2 import CompactionRequest, DeleteRangeRequest, PutRequest, RangeRequest, TxnRequest
 from kvstore.rpc.base import UNEXPECTED, Call, RpcServer
+from kvstore.rpc.generated import one_stream
 from kvstore.server.proposal import Proposal
 from kvstore.state.applier import Result
 from kvstore.state.checks import check_compaction, check_delete_range, check_put, check_range, check_txn
@@ -66,6 +69,8 @@ class KvService:
         rpc.add_calls("/etcdserverpb.KV/DeleteRange", self.delete_range)
         rpc.add_calls("/etcdserverpb.KV/Txn", self.txn)
         rpc.add_calls("/etcdserverpb.KV/Compact", self.compact)
+        add_range_stream = one_stream("etcdserverpb.KV", "RangeStream", RangeRequest.FromString)
+        rpc.add_servicer(add_range_stream, self)
 
     # Writes
 
@@ -193,6 +198,17 @@ class KvService:
                 result = await read_txn(view, request)
                 revision, body = result.revision, result.body
             call.reply(self._server.header(revision) + body)
+
+    async def RangeStream(self, request: RangeRequest, context: Any) -> AsyncIterator[bytes]:
+        check_range(request)
+        check_range_stream(request)
+        if not request.serializable:
+            await self._server.linearizable()
+        chunks = range_stream(self._server.store, request, self._server.config.max_request_bytes)
+        async with aclosing(chunks):
+            async for chunk in chunks:
+                header = self._server.header(chunk.revision) if chunk.last else b""
+                yield field(b"\x0a", header + range_body(chunk.kvs, chunk.count, chunk.more))
 
     async def stop(self) -> None:
         """End what is under way; its callers get nothing: the connection is going too."""

@@ -141,3 +141,23 @@ def test_the_end_of_a_prefix() -> None:
     assert prefix_end(b"a\xff\xff") == b"b"
     assert prefix_end(b"\xff") == b"\0"
     assert prefix_end(b"") == b"\0"
+
+
+async def test_a_range_of_any_size_at_one_revision(cluster: Cluster) -> None:
+    async with Client(cluster.endpoints) as client:
+        for number in range(40):
+            await client.put(f"s/{number:02}", "old")
+        stream = client.get_stream("s/", prefix=True, limit=35)
+        if cluster.kind == "etcd":
+            with pytest.raises(errors.ClientError):  # 3.5 has no such method
+                await anext(stream)
+            return
+        found = [await anext(stream)]
+        await client.put("s/39", "new")
+        await client.delete("s/20")
+        found += [kv async for kv in stream]
+        assert [(kv.key, kv.value) for kv in found] == [(b"s/%02d" % number, b"old") for number in range(35)]
+        assert [kv.key async for kv in client.get_stream("s/38", from_key=True, keys_only=True)][:2] == [
+            b"s/38",
+            b"s/39",
+        ]

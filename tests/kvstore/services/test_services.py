@@ -76,6 +76,31 @@ async def test_put_range_delete(peer: Peer) -> None:
     assert (again.header, again.deleted) == (header(4), 0), "nothing changed, no revision"
 
 
+async def test_range_stream(peer: Peer) -> None:
+    peer.server.config.max_request_bytes = 100_000
+    await asyncio.gather(*[peer.put(b"k%03d" % n, bytes(1000)) for n in range(300)])
+    for request in (
+        pb.RangeRequest(key=b"k", range_end=b"l", sort_order=pb.RangeRequest.ASCEND),
+        pb.RangeRequest(key=b"k", range_end=b"l", limit=50, serializable=True),
+        pb.RangeRequest(key=b"k001"),
+    ):
+        barriers = peer.server.barriers
+        merged = pb.RangeStreamResponse()
+        sizes = []
+        async for one in peer.kv.RangeStream(request):
+            assert not merged.range_response.HasField("header"), "the header comes last"
+            merged.MergeFrom(one)
+            sizes.append(one.ByteSize())
+        assert merged.range_response == await peer.kv.Range(request)
+        assert max(sizes) < 101_000 + 1000
+        assert peer.server.barriers == barriers + (0 if request.serializable else 2)
+    request = pb.RangeRequest(key=b"k", range_end=b"l", sort_order=pb.RangeRequest.DESCEND)
+    error = await refused(peer.kv.RangeStream(request).read())
+    assert error == errors.KvError(errors.Code.UNIMPLEMENTED, "RangeStream does not support custom sort orders")
+    assert await refused(peer.kv.RangeStream(pb.RangeRequest()).read()) == errors.KEY_NOT_PROVIDED
+    assert await refused(peer.kv.RangeStream(pb.RangeRequest(key=b"k", revision=999)).read()) == errors.FUTURE_REVISION
+
+
 async def test_long_reads(peer: Peer) -> None:
     await asyncio.gather(*[peer.put(b"k%03d" % n) for n in range(300)])
     found = await peer.kv.Range(pb.RangeRequest(key=b"k", range_end=b"l"))
