@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from kvstore.flags import SETTINGS, Setting
+from kvstore.restore import restore
 
 app = typer.Typer(
     name="kvstore",
@@ -56,6 +57,9 @@ app.command(
     epilog="Each flag is also an environment variable, KVSTORE_DATA_DIR or ETCD_DATA_DIR for --data-dir, "
     "and a key of the YAML file. Many more of etcd's flags are taken when they ask for what is done anyway.",
 )(serve)
+
+
+app.command()(restore)
 
 
 @app.command()

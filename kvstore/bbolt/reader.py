@@ -109,7 +109,12 @@ class BboltReader:
                     found.append(meta)
         if not found:
             raise BboltError("no valid meta page: this is no bbolt file, or its front is damaged")
-        return max(found, key=lambda meta: meta.txid)
+        newest = max(found, key=lambda meta: meta.txid)
+        if newest.pages * newest.page_size > self._size:
+            raise BboltError(
+                f"it has {newest.pages} pages of {newest.page_size} bytes, and only {self._size} bytes are here"
+            )
+        return newest
 
     def _meta_at(self, offset: int) -> _Meta:
         data = self._pread(offset, _META_BYTES)
@@ -121,8 +126,6 @@ class BboltReader:
             raise BboltError("not a valid meta page")
         if page_size not in PAGE_SIZES:
             raise BboltError(f"pages of {page_size} bytes")
-        if pages * page_size > self._size:
-            raise BboltError(f"{pages} pages of {page_size} bytes are more than the {self._size} bytes there are")
         return _Meta(page_size, root, pages, txid)
 
     def _read_buckets(self) -> dict[bytes, bytes]:

@@ -18,7 +18,9 @@ The rules of retry, and why:
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+import hashlib
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing
 from functools import partial
 from types import TracebackType
 from typing import Any, Final, Protocol, Self, TypeVar, Unpack
@@ -30,7 +32,7 @@ from kvstore import rpc
 from kvstore.client import txn as ops
 from kvstore.client.election import Election
 from kvstore.client.endpoints import Endpoint, EndpointPool, to_client_error
-from kvstore.client.errors import DeadlineExceeded, NotConnected, NotFound, Unavailable
+from kvstore.client.errors import DataLoss, DeadlineExceeded, NotConnected, NotFound, Unavailable
 from kvstore.client.lease import KeepAlive, LeaseHub, keep_alive_once
 from kvstore.client.lock import LOCK_TTL, Lock
 from kvstore.client.options import DeleteOptions, GetOptions, PutOptions, WatchOptions
@@ -53,6 +55,7 @@ from kvstore.client.types import (
     MemberAdded,
     MemberList,
     PutResult,
+    SnapshotPart,
     Status,
     TxnResult,
     key_range,
@@ -62,6 +65,7 @@ from kvstore.errors import LEASE_NOT_FOUND
 from kvstore.pb import history_pb2, rpc_pb2
 
 TIMEOUT_SECONDS: Final = 5.0
+SNAPSHOT_TIMEOUT_SECONDS: Final = 600.0  # a member makes the whole file before it sends the first byte
 DIAL_TIMEOUT_SECONDS: Final = 2.0
 
 _EOF: Final = grpc.aio.EOF  # type: ignore[attr-defined]  # missing from the stubs
@@ -354,6 +358,27 @@ class Client:
         request = rpc_pb2.HashKVRequest(revision=revision)
         return HashKv.of(await self._read(lambda e: e.maintenance.HashKV, request, timeout, endpoint))
 
+    async def snapshot(
+        self, endpoint: str | None = None, *, timeout: float = SNAPSHOT_TIMEOUT_SECONDS
+    ) -> AsyncGenerator[SnapshotPart, None]:
+        """A snapshot file of one member's state, piece by piece: write all blobs one behind the other. The last one is
+        the SHA-256 of the others, which belongs to the file and which this method has checked; without it the file is
+        not whole, and an error was raised. A stream that breaks does not go on elsewhere.
+
+        timeout: for each piece. The first one comes when the member has made all of them.
+        """
+        stream = await self._open(lambda e: e.maintenance.Snapshot, rpc_pb2.SnapshotRequest(), timeout, endpoint)
+        digest = hashlib.sha256()
+        last = b""
+        async with aclosing(stream.messages(timeout)) as messages:
+            async for message in messages:
+                part = SnapshotPart.of(message)
+                digest.update(last)
+                last = part.blob
+                yield part
+        if last != digest.digest():
+            raise DataLoss("the snapshot arrived damaged, or not as a whole")
+
     async def alarms(self, *, timeout: float | None = None) -> tuple[Alarm, ...]:
         request = rpc_pb2.AlarmRequest(action=rpc_pb2.AlarmRequest.GET)
         response = await self._read(lambda e: e.maintenance.Alarm, request, timeout)
@@ -433,18 +458,21 @@ class Client:
         pool.succeeded(endpoint)
         return response
 
-    async def _open(self, method: Callable[[Endpoint], Any], request: Any, timeout: float) -> "_Stream":
+    async def _open(
+        self, method: Callable[[Endpoint], Any], request: Any, timeout: float, endpoint: str | None = None
+    ) -> "_Stream":
         """Start a streamed read, on the first member that gives a first message."""
+        pool = self._pool if endpoint is None else self._pool.only(endpoint)
 
         async def first(endpoint_request: Any, endpoint: Endpoint, remaining: float | None) -> "_Stream":
-            stream = _Stream(method(endpoint)(endpoint_request), endpoint, self._pool)
+            stream = _Stream(method(endpoint)(endpoint_request), endpoint, pool)
             await stream.fetch(remaining or timeout)
             return stream
 
         def opener(endpoint: Endpoint) -> _Method[Any, "_Stream"]:
             return lambda endpoint_request, /, *, timeout=None: first(endpoint_request, endpoint, timeout)
 
-        return await self._retrying(self._pool, opener, request, timeout, mutation=False)
+        return await self._retrying(pool, opener, request, timeout, mutation=False)
 
 
 class _Stream:
@@ -465,7 +493,7 @@ class _Stream:
             self._pool.failed(self._endpoint)
             raise DeadlineExceeded(f"{self._endpoint.url} sent nothing for {timeout:.1f} s") from None
 
-    async def messages(self, timeout: float) -> AsyncIterator[Any]:
+    async def messages(self, timeout: float) -> AsyncGenerator[Any, None]:
         try:
             while self._message is not _EOF:
                 yield self._message

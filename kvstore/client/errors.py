@@ -12,6 +12,7 @@
       +- Unavailable                no answer; another member, or later, may have one
       |    +- NotConnected          no member was reached: the request was never sent
       |    +- DeadlineExceeded
+      +- DataLoss                   what came is damaged, or the cluster says that its data are
       +- WatchCanceled              the server ended a watch and gave a reason
       +- SessionExpired             a lock or an election lost the lease that it hung on
       +- NotLeader
@@ -109,6 +110,10 @@ class DeadlineExceeded(Unavailable):
     code = Code.DEADLINE_EXCEEDED
 
 
+class DataLoss(ClientError):
+    code = Code.DATA_LOSS
+
+
 class WatchCanceled(ClientError):
     code = Code.CANCELLED
 
@@ -139,6 +144,7 @@ _BY_CODE: Final[dict[Code, type[ClientError]]] = {
     Code.UNIMPLEMENTED: Unimplemented,
     Code.UNAVAILABLE: Unavailable,
     Code.DEADLINE_EXCEEDED: DeadlineExceeded,
+    Code.DATA_LOSS: DataLoss,
 }
 # These codes are refusals: the server looked at the request and did not take it.
 _REFUSALS: Final = frozenset(

@@ -331,6 +331,17 @@ class HashKv:
 
 
 @dataclass(frozen=True, slots=True)
+class SnapshotPart:
+    blob: bytes
+    remaining: int  # bytes that are still to come, without the SHA-256
+    version: str  # of the server's storage; empty: an etcd before 3.6
+
+    @classmethod
+    def of(cls, message: rpc_pb2.SnapshotResponse) -> SnapshotPart:
+        return cls(message.blob, message.remaining_bytes, message.version)
+
+
+@dataclass(frozen=True, slots=True)
 class Alarm:
     member_id: int
     type: str  # "NOSPACE" or "CORRUPT"

@@ -64,7 +64,8 @@ class _Records:
     def change(self, revision: int, event: bytes) -> Change:
         if revision > self._last:
             self._read(revision)
-        origin = self._origins[revision]
+        # The state that a restored cluster began with has one record without origins: nobody knows who and when.
+        origin = self._origins[revision] if self._origins else Origin()
         return Change(
             event=Event.FromString(event),
             time=self._record.time,

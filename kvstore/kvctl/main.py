@@ -38,11 +38,14 @@ from kvstore.kvctl.commands.member_remove import member_remove
 from kvstore.kvctl.commands.member_update import member_update
 from kvstore.kvctl.commands.move_leader import move_leader
 from kvstore.kvctl.commands.put import put
+from kvstore.kvctl.commands.snapshot_save import snapshot_save
+from kvstore.kvctl.commands.snapshot_status import snapshot_status
 from kvstore.kvctl.commands.txn import txn
 from kvstore.kvctl.commands.version import version
 from kvstore.kvctl.commands.watch import watch
 from kvstore.kvctl.failures import EXIT_CODES_HELP, ExitCode, Failure, usage
 from kvstore.kvctl.session import report, root_options, verb
+from kvstore.restore import restore
 
 VERBS: Final[dict[str, Callable[..., Awaitable[None]]]] = {
     "put": put,
@@ -70,6 +73,8 @@ VERBS: Final[dict[str, Callable[..., Awaitable[None]]]] = {
     "endpoint status": endpoint_status,
     "endpoint health": endpoint_health,
     "endpoint hashkv": endpoint_hashkv,
+    "snapshot save": snapshot_save,
+    "snapshot status": snapshot_status,
     "debug log": debug_log,
     "debug state": debug_state,
     "debug trace": debug_trace,
@@ -82,6 +87,7 @@ GROUPS: Final = {
     "lease": "Keys that go when nobody keeps them alive.",
     "member": "The members of the cluster.",
     "endpoint": "State, health and hash of each endpoint.",
+    "snapshot": "The state as a file, which a new cluster may begin with.",
     "debug": "What is in a stopped member's files, and in traces.",
     "completion": "Completion of verbs and options in bash, zsh and fish.",
 }
@@ -102,6 +108,8 @@ def build() -> typer.Typer:
         *above, name = path.split()
         parent = groups[above[0]] if above else app
         parent.command(name, context_settings=settings, epilog=EXIT_CODES_HELP)(verb(function))
+    # It works on files of this machine, and is a command of `kvstore` too.
+    groups["snapshot"].command("restore", context_settings=settings)(restore)
     for name, function in HIDDEN.items():
         app.command(name, context_settings=settings, hidden=True)(verb(function))
     return app

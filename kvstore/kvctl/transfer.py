@@ -7,9 +7,11 @@ takes {"key_utf8": TEXT, "value_utf8": TEXT}, for files made by hand, and ignore
 import base64
 import binascii
 import json
+import os
 import sys
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -41,6 +43,15 @@ def _field(record: dict[str, Any], name: str) -> bytes:
         raise ValueError(f'"{name}" is no base64; use "{name}_utf8" for plain text') from None
 
 
+def sync_folder(path: Path) -> None:
+    """The names of its files are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 @dataclass(slots=True)
 class LeftOut:
     """What was not transferred, and why: each is told when it happens, on stderr."""
@@ -57,8 +68,9 @@ class LeftOut:
 class Progress:
     """On stderr, so that stdout stays for results."""
 
-    def __init__(self, verb: str, total: int | None) -> None:
+    def __init__(self, verb: str, total: int | None, *, in_bytes: bool = False) -> None:
         self._verb = verb
+        self._in_bytes = in_bytes
         self._total = total
         self._done = 0
         self._told_at = time.monotonic()
@@ -68,9 +80,17 @@ class Progress:
     def __enter__(self) -> Self:
         if sys.stderr.isatty():
             from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+            from rich.progress import (
+                BarColumn,
+                DownloadColumn,
+                MofNCompleteColumn,
+                Progress,
+                TextColumn,
+                TimeRemainingColumn,
+            )
 
-            columns = (TextColumn(self._verb), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            count = DownloadColumn() if self._in_bytes else MofNCompleteColumn()
+            columns = (TextColumn(self._verb), BarColumn(), count, TimeRemainingColumn())
             self._bar = Progress(*columns, console=Console(stderr=True))
             self._task = self._bar.add_task(self._verb, total=self._total)
             self._bar.start()
@@ -82,10 +102,16 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
 
-    def advance(self) -> None:
-        self._done += 1
+    def begin(self, total: int) -> None:
+        """The total, where it is known only now."""
+        self._total = total
         if self._bar is not None:
-            self._bar.advance(self._task)
+            self._bar.update(self._task, total=total)
+
+    def advance(self, count: int = 1) -> None:
+        self._done += count
+        if self._bar is not None:
+            self._bar.advance(self._task, count)
         elif time.monotonic() - self._told_at >= PLAIN_SECONDS:
             self._told_at = time.monotonic()
             print(f"{self._verb}: {self._done} of {self._total or '?'}", file=sys.stderr)

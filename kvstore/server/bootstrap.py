@@ -89,7 +89,7 @@ class OpenMember:
         os.close(self.lock)
 
 
-def _random_instance() -> int:
+def random_instance() -> int:
     return secrets.randbits(63) | 1
 
 
@@ -97,7 +97,7 @@ async def open_member(
     config: ServerConfig,
     open_log: Callable[[Path], SegmentedStorage] | None = None,
     store_options: StoreOptions | None = None,
-    new_instance: Callable[[], int] = _random_instance,
+    new_instance: Callable[[], int] = random_instance,
     channel_factory: ChannelFactory = make_peer_channel,
 ) -> OpenMember:
     """Make or check the directory, open log and store. Raises BootstrapError.
@@ -106,7 +106,7 @@ async def open_member(
     need small segments, or a disk and chances of their own.
     """
     path = config.data_dir
-    lock = _take_lock(path)
+    lock = take_lock(path)
     try:
         found = _read_identity(path)
         joining = None
@@ -146,7 +146,7 @@ def _unusable(path: Path, error: OSError) -> str:
     )
 
 
-def _take_lock(path: Path) -> int:
+def take_lock(path: Path) -> int:
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = os.open(path / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -197,7 +197,7 @@ def _identify(
         _check_same(path, config, found, own, cluster)
     fail("startBeforeIdentity")
     identity = replace(found, boot=found.boot + 1, joined=found.joined or joining is not None)
-    _write_identity(path, identity)
+    write_identity(path, identity)
     return identity
 
 
@@ -264,7 +264,7 @@ def _read_identity(path: Path) -> Identity | None:
         ) from error
 
 
-def _write_identity(path: Path, identity: Identity) -> None:
+def write_identity(path: Path, identity: Identity) -> None:
     """Durably, and whole or not at all."""
     fields = asdict(identity)
     for name in ("cluster_id", "member_id", "instance"):
@@ -300,7 +300,7 @@ async def _open(
             cluster.bootstrap(members)
             await store.flush()
             identity = replace(identity, bootstrapped=True)
-            _write_identity(path, identity)
+            write_identity(path, identity)
         loaded = _meet_snapshot(folders, storage, loaded, store)
         _check_whole(folders, storage, loaded, store, cluster)
         folders.remove_orphans()

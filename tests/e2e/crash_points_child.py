@@ -257,7 +257,7 @@ class CrashStorage(SegmentedStorage):  # type: ignore[misc]
 
 def crash_in_the_store(steps: Steps) -> None:
     """RocksDB has no seam: what this process calls it through is replaced."""
-    open_engine, write, flush, write_identity = Engine.__init__, Engine.write, Engine.flush, bootstrap._write_identity
+    open_engine, write, flush, write_identity = Engine.__init__, Engine.write, Engine.flush, bootstrap.write_identity
 
     def crash_open(self: Engine, path: Path) -> None:
         with steps.step("store: open"):
@@ -278,7 +278,7 @@ def crash_in_the_store(steps: Steps) -> None:
     Engine.__init__ = crash_open  # type: ignore[method-assign]
     Engine.write = crash_write  # type: ignore[method-assign]
     Engine.flush = crash_flush  # type: ignore[method-assign]
-    bootstrap._write_identity = crash_identity
+    bootstrap.write_identity = crash_identity
 
 
 def settings(folder: Path) -> ServerConfig:
