@@ -18,7 +18,6 @@ The rules of retry, and why:
 """
 
 import asyncio
-import hashlib
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from functools import partial
@@ -32,11 +31,12 @@ from kvstore import rpc
 from kvstore.client import txn as ops
 from kvstore.client.election import Election
 from kvstore.client.endpoints import Endpoint, EndpointPool, to_client_error
-from kvstore.client.errors import DataLoss, DeadlineExceeded, NotConnected, NotFound, Unavailable
+from kvstore.client.errors import DeadlineExceeded, NotConnected, NotFound, Unavailable
 from kvstore.client.lease import KeepAlive, LeaseHub, keep_alive_once
 from kvstore.client.lock import LOCK_TTL, Lock
 from kvstore.client.options import DeleteOptions, GetOptions, PutOptions, WatchOptions
 from kvstore.client.session import SESSION_TTL, Session
+from kvstore.client.streams import Stream, snapshot_parts
 from kvstore.client.types import (
     Alarm,
     Bytes,
@@ -67,8 +67,6 @@ from kvstore.pb import history_pb2, rpc_pb2
 TIMEOUT_SECONDS: Final = 5.0
 SNAPSHOT_TIMEOUT_SECONDS: Final = 600.0  # a member makes the whole file before it sends the first byte
 DIAL_TIMEOUT_SECONDS: Final = 2.0
-
-_EOF: Final = grpc.aio.EOF  # type: ignore[attr-defined]  # missing from the stubs
 
 Q = TypeVar("Q", contravariant=True)  # noqa: PLC0105
 R = TypeVar("R", covariant=True)  # noqa: PLC0105
@@ -368,16 +366,9 @@ class Client:
         timeout: for each piece. The first one comes when the member has made all of them.
         """
         stream = await self._open(lambda e: e.maintenance.Snapshot, rpc_pb2.SnapshotRequest(), timeout, endpoint)
-        digest = hashlib.sha256()
-        last = b""
-        async with aclosing(stream.messages(timeout)) as messages:
-            async for message in messages:
-                part = SnapshotPart.of(message)
-                digest.update(last)
-                last = part.blob
+        async with aclosing(snapshot_parts(stream, timeout)) as parts:
+            async for part in parts:
                 yield part
-        if last != digest.digest():
-            raise DataLoss("the snapshot arrived damaged, or not as a whole")
 
     async def alarms(self, *, timeout: float | None = None) -> tuple[Alarm, ...]:
         request = rpc_pb2.AlarmRequest(action=rpc_pb2.AlarmRequest.GET)
@@ -460,49 +451,19 @@ class Client:
 
     async def _open(
         self, method: Callable[[Endpoint], Any], request: Any, timeout: float, endpoint: str | None = None
-    ) -> "_Stream":
+    ) -> Stream:
         """Start a streamed read, on the first member that gives a first message."""
         pool = self._pool if endpoint is None else self._pool.only(endpoint)
 
-        async def first(endpoint_request: Any, endpoint: Endpoint, remaining: float | None) -> "_Stream":
-            stream = _Stream(method(endpoint)(endpoint_request), endpoint, pool)
+        async def first(endpoint_request: Any, endpoint: Endpoint, remaining: float | None) -> Stream:
+            stream = Stream(method(endpoint)(endpoint_request), endpoint, pool)
             await stream.fetch(remaining or timeout)
             return stream
 
-        def opener(endpoint: Endpoint) -> _Method[Any, "_Stream"]:
+        def opener(endpoint: Endpoint) -> _Method[Any, Stream]:
             return lambda endpoint_request, /, *, timeout=None: first(endpoint_request, endpoint, timeout)
 
         return await self._retrying(pool, opener, request, timeout, mutation=False)
-
-
-class _Stream:
-    """A streamed answer with one message read ahead, so that opening it has failed or has not."""
-
-    def __init__(self, call: Any, endpoint: Endpoint, pool: EndpointPool) -> None:
-        self._call = call
-        self._endpoint = endpoint
-        self._pool = pool
-        self._message: Any = None  # read ahead; _EOF at the end
-
-    async def fetch(self, timeout: float) -> None:
-        try:
-            async with asyncio.timeout(timeout):
-                self._message = await self._call.read()
-        except TimeoutError:
-            self._call.cancel()
-            self._pool.failed(self._endpoint)
-            raise DeadlineExceeded(f"{self._endpoint.url} sent nothing for {timeout:.1f} s") from None
-
-    async def messages(self, timeout: float) -> AsyncGenerator[Any, None]:
-        try:
-            while self._message is not _EOF:
-                yield self._message
-                await self.fetch(timeout)
-        except grpc.aio.AioRpcError as failure:
-            self._pool.failed(self._endpoint)
-            raise to_client_error(failure, self._endpoint, mutation=False) from None
-        finally:
-            self._call.cancel()
 
 
 def _now() -> float:
