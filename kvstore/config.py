@@ -78,6 +78,8 @@ class ServerConfig:
     max_request_bytes: int = REQUEST_BYTES_MAX
     max_concurrent_streams: int = 2**32 - 1  # of one connection
     watch_progress_notify_interval: float = 600.0  # seconds
+    auto_compaction_mode: str = "periodic"
+    auto_compaction_retention: float = 0.0  # seconds (periodic) or revisions; 0: off
     lease_checkpoint: bool = False
     log_level: str = "info"
     log_format: str = "auto"
@@ -282,6 +284,16 @@ def url_problem(url: str) -> str:
     return ""
 
 
+def _retention(values: _Values) -> float:
+    """A bare number is hours where a period is kept (etcd)."""
+    flag = "auto-compaction-retention"
+    if values.text("auto-compaction-mode") == "revision":
+        return values.integer(flag, 0)
+    if values.text(flag).isdecimal():
+        return values.integer(flag, 0, 100_000) * UNIT_SECONDS["h"]
+    return values.seconds(flag)
+
+
 def _pace(values: _Values) -> int:
     pace = values.integer("snapshot-bytes-per-second", 0)
     if 0 < pace < SNAPSHOT_PACE_MIN:
@@ -390,6 +402,8 @@ def _build(values: _Values, notes: list[str]) -> ServerConfig:
         max_request_bytes=values.integer("max-request-bytes", 1, 64 * 1024 * 1024),
         max_concurrent_streams=values.integer("max-concurrent-streams", 1, 2**32 - 1),
         lease_checkpoint=values.boolean("experimental-enable-lease-checkpoint"),
+        auto_compaction_mode=values.text("auto-compaction-mode"),
+        auto_compaction_retention=_retention(values),
         watch_progress_notify_interval=max(values.seconds("watch-progress-notify-interval"), 0.1),
         log_level=values.text("log-level"),
         log_format=values.text("log-format"),

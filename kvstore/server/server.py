@@ -35,6 +35,7 @@ from kvstore.mvcc.events import RevisionEvents
 from kvstore.mvcc.watch import WatchHub, WatchLimits
 from kvstore.pb import rpc_pb2
 from kvstore.pb.command_pb2 import MemberPublish
+from kvstore.server import auto_compaction
 from kvstore.server.batcher import Batcher
 from kvstore.server.bootstrap import OpenMember
 from kvstore.server.deadlines import SLOT_SECONDS
@@ -201,6 +202,10 @@ class KvServer:
         return self._leader_id != NO_NODE
 
     @property
+    def leads(self) -> bool:
+        return self._leader_id == self.member_id
+
+    @property
     def raft_term(self) -> int:
         return self._term
 
@@ -295,6 +300,9 @@ class KvServer:
         self._spawn(self.peers.run())
         self._spawn(self._housekeeper.run(self.node))
         self._spawn(self._housekeeper.run_compaction())
+        compacts = auto_compaction.policy(self.config, self.now())
+        if compacts is not None:
+            self._spawn(auto_compaction.run(self, compacts))
         self._on_beat()
         await self.node.wait_applied(self._hard_commit)
         self._spawn(self._publish())

@@ -98,7 +98,9 @@ def test_the_members_are_sorted_and_one_may_have_two_urls() -> None:
         ({"peer-auto-tls": "true"}, "--peer-auto-tls=true: not served by this version"),
         ({"client-crl-file": "x"}, "--client-crl-file=x: not served by this version"),
         ({"quota-backend-bytes": "8589934592"}, "--quota-backend-bytes=8589934592: not served by this version"),
-        ({"auto-compaction-retention": "1"}, "leave it out or set it to '0'"),
+        ({"auto-compaction-retention": "-1"}, "'-1' is not a duration"),
+        ({"auto-compaction-retention": "1h", "auto-compaction-mode": "revision"}, "'1h' is not a whole number"),
+        ({"auto-compaction-mode": "never"}, "one of periodic, revision is needed"),
         ({"force-new-cluster": "true"}, "not served by this version"),
         ({"config-file": "/nowhere.yaml"}, "/nowhere.yaml cannot be read"),
     ],
@@ -263,3 +265,19 @@ def test_the_front_is_a_flag_and_an_environment_variable() -> None:
     assert resolve({"rpc": "grpcio"}, {}).rpc == "grpcio"
     assert resolve({}, {"KVSTORE_RPC": "nghttp2"}).rpc == "nghttp2"
     assert resolve({}, {}).rpc == ""
+
+
+@pytest.mark.parametrize(
+    ("mode", "text", "retention"),
+    [
+        ("periodic", "0", 0.0),
+        ("periodic", "1", 3600.0),
+        ("periodic", "1h30m", 5400.0),
+        ("periodic", "500ms", 0.5),
+        ("revision", "1000", 1000.0),
+        ("revision", "0", 0.0),
+    ],
+)
+def test_auto_compaction_in_etcds_words(mode: str, text: str, retention: float) -> None:
+    found = resolve({"auto-compaction-mode": mode, "auto-compaction-retention": text}, {})
+    assert (found.auto_compaction_mode, found.auto_compaction_retention) == (mode, retention)
