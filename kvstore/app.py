@@ -165,7 +165,7 @@ def _make_ports(config: ServerConfig, server: "KvServer", front: str) -> "tuple[
         tls=tls,
     )
     rpc = make_server(options, front)
-    http = HttpPorts(config, server, tls)
+    http = HttpPorts(config, server, tls, rpc.local)
     rpc.http1 = http.shared
     return rpc, http
 

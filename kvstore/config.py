@@ -53,6 +53,9 @@ class ServerConfig:
     listen_peer_urls: tuple[str, ...] = (LOCAL_PEER,)
     listen_client_http_urls: tuple[str, ...] = ()  # HTTP/1.1 only; listen_client_urls then serve gRPC only
     listen_metrics_urls: tuple[str, ...] = ()
+    enable_grpc_gateway: bool = True  # /v3/ over HTTP
+    cors: frozenset[str] = frozenset()  # origins whose pages a browser may show our answers; "*" is every one
+    host_whitelist: frozenset[str] = frozenset(("*",))  # Host headers that are answered without TLS
     rpc: str = ""  # one of kvstore.rpc.FRONTS; "": its default
     client_tls: TlsFiles | None = None
     peer_tls: TlsFiles | None = None
@@ -246,6 +249,9 @@ class _Values:
             raise self.error(flag, f"{value!r} is neither true nor false")
         return value == "true"
 
+    def names(self, flag: str) -> frozenset[str]:
+        return frozenset(part.strip() for part in self.text(flag).split(",") if part.strip())
+
     def seconds(self, flag: str) -> float:
         """A duration as Go writes it: 10m, 1h30m, 500ms; a bare number is seconds."""
         text = self.text(flag)
@@ -377,6 +383,9 @@ def _build(values: _Values, notes: list[str]) -> ServerConfig:
         listen_peer_urls=values.urls("listen-peer-urls"),
         listen_client_http_urls=values.urls("listen-client-http-urls"),
         listen_metrics_urls=values.urls("listen-metrics-urls"),
+        enable_grpc_gateway=values.boolean("enable-grpc-gateway"),
+        cors=values.names("cors"),
+        host_whitelist=values.names("host-whitelist"),
         rpc=values.text("rpc"),
         client_tls=client_tls,
         peer_tls=peer_tls,

@@ -85,6 +85,10 @@ def make_app(pages: Pages, *, metrics_only: bool = False) -> Starlette:
     routes = [Route("/health", pages.health), Route("/metrics", pages.expose)]
     if not metrics_only:
         routes.append(Route("/version", pages.version))
+    for route in routes:
+        if route.path != "/metrics":
+            assert route.methods is not None
+            route.methods.discard("HEAD")  # as etcd: these are for GET and nothing else
     app = Starlette(routes=routes, exception_handlers={404: _not_found, 405: _not_allowed})
     app.router.redirect_slashes = False
     return app

@@ -8,22 +8,36 @@
 import asyncio
 from typing import TYPE_CHECKING, final
 
+from kvstore.gateway.access import Access
 from kvstore.gateway.app import Pages, make_app
+from kvstore.gateway.rpc import Gateway
 from kvstore.rpc.http1 import Http1Handover, Http1Listener
+from kvstore.rpc.options import REQUEST_OVERHEAD_BYTES
 
 if TYPE_CHECKING:
     from kvstore.config import ServerConfig
+    from kvstore.rpc.local import LocalMethods
     from kvstore.rpc.tls import ServerTls
     from kvstore.server.server import KvServer
 
 
 @final
 class HttpPorts:
-    def __init__(self, config: "ServerConfig", server: "KvServer", tls: "ServerTls | None") -> None:
+    def __init__(
+        self, config: "ServerConfig", server: "KvServer", tls: "ServerTls | None", local: "LocalMethods"
+    ) -> None:
+        """local: what the gRPC front serves, for the JSON gateway."""
         pages = Pages(server)
+        bytes_max = config.max_request_bytes + REQUEST_OVERHEAD_BYTES
+        clients = Access(
+            make_app(pages),
+            Gateway(local, bytes_max) if config.enable_grpc_gateway else None,
+            hosts=config.host_whitelist,
+            origins=config.cors,
+        )
         self._client_urls = list(config.listen_client_http_urls)
         self._metrics_urls = list(config.listen_metrics_urls)
-        self._clients = Http1Handover(make_app(pages))
+        self._clients = Http1Handover(clients)
         self._metrics = Http1Handover(make_app(pages, metrics_only=True))
         self._client_listener = Http1Listener(self._clients, tls)
         self._metrics_listener = Http1Listener(self._metrics, tls)

@@ -11,11 +11,14 @@ Identity (de)serialisers are used for hot methods: `Call.request` is what came o
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import structlog
 
 from kvstore.errors import Code, KvError
+
+if TYPE_CHECKING:
+    from kvstore.rpc.local import LocalMethods
 
 log = structlog.get_logger(__name__)
 
@@ -131,6 +134,9 @@ class Http1(Protocol):
 
 class RpcServer(ABC):
     """A gRPC server of some front. Handlers are added before `start`."""
+
+    # What is served, for callers inside of this process.
+    local: "LocalMethods"
 
     # Asked for each list of calls, each stream and each call of generated code, by the method's full path: why it is
     # not served now.

@@ -18,6 +18,7 @@ from google.protobuf.message import DecodeError
 
 from kvstore.errors import MALFORMED, Code, KvError, unimplemented
 from kvstore.rpc.base import UNEXPECTED
+from kvstore.rpc.local import LocalMethods
 
 log = structlog.get_logger(__name__)
 
@@ -118,9 +119,12 @@ class GeneratedMethod:
 class WrappingRegistry:
     """Stands in for the server where generated `add_*Servicer_to_server` registers its handlers."""
 
-    def __init__(self, server: Any, services: set[str], refusal: Callable[[str], KvError | None]) -> None:
+    def __init__(
+        self, server: Any, services: set[str], refusal: Callable[[str], KvError | None], local: LocalMethods
+    ) -> None:
         self._server = server
         self._services = services
+        self._local = local
         self._refusal = refusal
 
     def add_generic_rpc_handlers(self, handlers: Any) -> None:
@@ -131,6 +135,7 @@ class WrappingRegistry:
         for name, handler in handlers.items():
             path = f"/{service}/{name}"
             methods[name] = GeneratedMethod(path, handler, partial(self._refusal, path)).wrapped(handler)
+            self._local.add_generated(path, methods[name])
         self._services.add(service)
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, methods),))
 

@@ -27,6 +27,7 @@ from kvstore.errors import STOPPED, KvError
 from kvstore.rpc.address import can_listen, host_port, is_secure
 from kvstore.rpc.base import UNEXPECTED, Call, CallHandler, RpcServer, Stream, StreamHandlerFactory, deliver
 from kvstore.rpc.generated import GenericHandler, MethodHandler, Refusal, UnknownMethods, WrappingRegistry, abort
+from kvstore.rpc.local import LocalMethods
 from kvstore.rpc.options import MESSAGE_BYTES_MAX, ChannelOptions, ServerOptions
 from kvstore.rpc.tls import ChannelTls, ServerTls, tls_for
 
@@ -298,14 +299,19 @@ class GrpcioServer(RpcServer):
         self._hot = HotMethods()
         self._stream_methods: list[StreamMethod] = []
         self._unknown = UnknownMethods()
+        self.local = LocalMethods()
         self._server.add_generic_rpc_handlers((self._hot,))
 
     def add_calls(self, method: str, handler: CallHandler) -> None:
-        collector = CallCollector(handler, partial(self._refused, method))
+        refusal = partial(self._refused, method)
+        collector = CallCollector(handler, refusal)
+        self.local.add_calls(method, handler, refusal)
         self._add_hot(method, grpc.unary_unary_rpc_method_handler(collector.serve))
 
     def add_stream(self, method: str, factory: StreamHandlerFactory) -> None:
-        served = StreamMethod(factory, partial(self._refused, method))
+        refusal = partial(self._refused, method)
+        served = StreamMethod(factory, refusal)
+        self.local.add_stream(method, factory, refusal)
         self._stream_methods.append(served)
         self._add_hot(method, grpc.stream_stream_rpc_method_handler(served.serve))
 
@@ -315,7 +321,7 @@ class GrpcioServer(RpcServer):
         self._unknown.add(method)
 
     def add_servicer(self, add_to_server: Callable[[Any, Any], None], servicer: object) -> None:
-        add_to_server(servicer, WrappingRegistry(self._server, self._unknown.services, self._refused))
+        add_to_server(servicer, WrappingRegistry(self._server, self._unknown.services, self._refused, self.local))
 
     def _refused(self, method: str) -> KvError | None:
         return self.refusal(method)

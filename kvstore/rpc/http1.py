@@ -16,12 +16,14 @@ import socket
 import ssl
 from dataclasses import dataclass
 from email.utils import formatdate
+from functools import partial
 from typing import Any, Final, final
 
 import structlog
-from h11 import IDLE, SEND_BODY
+from h11 import IDLE, SEND_BODY, Request
 from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.websockets.wsproto_impl import WSProtocol
 from uvicorn.server import ServerState
 
 from kvstore.rpc.address import can_listen, host_port, is_secure, split
@@ -40,6 +42,7 @@ class Http1Limits:
     request_seconds: float = 10.0  # for a request to arrive whole ...
     unread_seconds: float = 10.0  # ... and for a reader to take anything of what waits for it
     idle_seconds: int = 75  # between two requests; longer than Prometheus waits between two scrapes
+    websocket_bytes_max: int = 4 * 1024 * 1024  # of one message
 
 
 @final
@@ -51,7 +54,9 @@ class Http1Handover:
         self._config = Config(
             app,
             http=H11Protocol,
-            ws="none",
+            ws=partial(_WebSocket, self),  # type: ignore[arg-type]  # it is called like a class
+            ws_max_size=self.limits.websocket_bytes_max,
+            ws_per_message_deflate=False,  # a few bytes could become many
             lifespan="off",
             interface="asgi3",
             log_config=None,
@@ -65,7 +70,7 @@ class Http1Handover:
         self._config.load()
         self._state = ServerState()
         self._loop = asyncio.get_running_loop()
-        self._open: set[_Connection] = set()
+        self._open: set[_Connection | _WebSocket] = set()
         self._look: asyncio.TimerHandle | None = None
         self._empty = asyncio.Event()
         self._stopping = False
@@ -106,7 +111,7 @@ class Http1Handover:
         if self._look is not None:
             self._look.cancel()
 
-    def opened(self, connection: "_Connection") -> bool:
+    def opened(self, connection: "_Connection | _WebSocket") -> bool:
         """Whether it may stay."""
         if self._stopping or len(self._open) >= self.limits.connections_max:
             return False
@@ -115,7 +120,7 @@ class Http1Handover:
             self._look_at_all()
         return True
 
-    def closed(self, connection: "_Connection") -> None:
+    def closed(self, connection: "_Connection | _WebSocket") -> None:
         self._open.discard(connection)
         if not self._open:
             self._empty.set()
@@ -154,6 +159,10 @@ class _Connection(H11Protocol):
         # A connection that was lost by an error leaves its timer, and the timer this object.
         self._unset_keepalive_if_required()
 
+    def handle_websocket_upgrade(self, event: Request) -> None:
+        self._handover.closed(self)  # another object takes its place
+        super().handle_websocket_upgrade(event)
+
     def look(self, now: float) -> None:
         """Cut it when it stands still where it may not."""
         limits = self._handover.limits
@@ -163,13 +172,46 @@ class _Connection(H11Protocol):
             phase, seconds = "unread", limits.unread_seconds
         elif self.timeout_keep_alive_task is not None:
             phase, seconds = "idle", float("inf")  # uvicorn's timer ends it
-        elif self.conn.their_state in (IDLE, SEND_BODY):
+        elif self.conn.their_state is IDLE or (
+            self.conn.their_state is SEND_BODY and not self.cycle.response_started  # a stream may ask on
+        ):
             phase, seconds = "asking", limits.request_seconds
         else:
             phase, seconds = "answering", float("inf")  # the application's time
         if (phase, self.cycle) != self._phase:
             self._phase, self._since = (phase, self.cycle), now
         elif now - self._since >= seconds:
+            self.transport.abort()
+
+
+@final
+class _WebSocket(WSProtocol):
+    def __init__(self, handover: Http1Handover, config: Config, server_state: ServerState, app_state: Any) -> None:
+        super().__init__(config, server_state, app_state)
+        self._handover = handover
+        self._unread_since: float | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+        super().connection_made(transport)
+        if not self._handover.opened(self):
+            transport.write(BUSY)
+            transport.close()
+
+    def data_received(self, data: bytes) -> None:
+        if not self.transport.is_closing():
+            super().data_received(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._handover.closed(self)
+        super().connection_lost(exc)
+
+    def look(self, now: float) -> None:
+        """Cut it when nobody reads what waits, or answers a close. Whether somebody is there, pings find out."""
+        if self.writable.is_set() and not self.transport.is_closing():
+            self._unread_since = None
+        elif self._unread_since is None:
+            self._unread_since = now
+        elif now - self._unread_since >= self._handover.limits.unread_seconds:
             self.transport.abort()
 
 

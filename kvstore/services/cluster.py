@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from kvstore.errors import MEMBER_BAD_URLS
+from kvstore.errors import MEMBER_BAD_URLS, MEMBER_NOT_FOUND, KvError
 from kvstore.pb.command_pb2 import MemberChange
 from kvstore.pb.peer_pb2 import ChangeMembersResponse
 from kvstore.pb.rpc_pb2 import (
@@ -47,7 +47,13 @@ class ClusterService(ClusterServicer):
         return MemberRemoveResponse(header=self._server.header_message(0), members=done.members)
 
     async def MemberUpdate(self, request: MemberUpdateRequest, context: Any) -> MemberUpdateResponse:
-        urls = _peer_urls(request.peerURLs)
+        try:
+            urls = _peer_urls(request.peerURLs)
+        except KvError:
+            await self._server.linearizable()
+            if request.ID not in {member.id for member in self._server.cluster.members()}:
+                raise MEMBER_NOT_FOUND from None  # etcd says this first
+            raise
         done = await self._change(MemberChange.UPDATE, Member(ID=request.ID, peerURLs=urls))
         return MemberUpdateResponse(header=self._server.header_message(0), members=done.members)
 

@@ -8,6 +8,7 @@ from kvstore.errors import STOPPED, KvError
 from kvstore.rpc.address import can_listen, host_port, is_secure
 from kvstore.rpc.base import CallHandler, RpcServer, StreamHandlerFactory
 from kvstore.rpc.generated import UnknownMethods, WrappingRegistry
+from kvstore.rpc.local import LocalMethods
 from kvstore.rpc.nghttp2.calls import CallsMethod, HotStream, StreamMethod
 from kvstore.rpc.nghttp2.server import Server
 from kvstore.rpc.options import ServerOptions
@@ -18,17 +19,22 @@ class Nghttp2Server(RpcServer):
     def __init__(self, options: ServerOptions) -> None:
         self._server = Server(options)
         self._unknown = UnknownMethods()
+        self.local = LocalMethods()
 
     def add_calls(self, method: str, handler: CallHandler) -> None:
         self._unknown.add(method)
-        self._server.add_method(method, CallsMethod(self._server, handler, partial(self._refused, method)))
+        refusal = partial(self._refused, method)
+        self._server.add_method(method, CallsMethod(self._server, handler, refusal))
+        self.local.add_calls(method, handler, refusal)
 
     def add_stream(self, method: str, factory: StreamHandlerFactory) -> None:
         self._unknown.add(method)
-        self._server.add_method(method, StreamMethod(self._server, factory, partial(self._refused, method)))
+        refusal = partial(self._refused, method)
+        self._server.add_method(method, StreamMethod(self._server, factory, refusal))
+        self.local.add_stream(method, factory, refusal)
 
     def add_servicer(self, add_to_server: Callable[[Any, Any], None], servicer: object) -> None:
-        add_to_server(servicer, WrappingRegistry(self._server, self._unknown.services, self._refused))
+        add_to_server(servicer, WrappingRegistry(self._server, self._unknown.services, self._refused, self.local))
 
     def _refused(self, method: str) -> KvError | None:
         return self.refusal(method)
