@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
-from kvstore.flags import FILE_SECTIONS, LOCAL_CLIENT, LOCAL_PEER, REQUEST_BYTES_MAX, SETTINGS, Setting
+from kvstore.flags import FILE_SECTIONS, GATES, LOCAL_CLIENT, LOCAL_PEER, REQUEST_BYTES_MAX, SETTINGS, Setting
 
 MEMBER_NAME_MAX: Final = 256
 GRPC_OVERHEAD_BYTES: Final = 512 * 1024  # the front takes this much more than one request may have
@@ -102,10 +102,12 @@ class ServerConfig:
         return self.max_request_bytes + GRPC_OVERHEAD_BYTES
 
 
-def resolve(flags: Mapping[str, str], environment: Mapping[str, str] | None = None) -> ServerConfig:
+def resolve(
+    flags: Mapping[str, str], environment: Mapping[str, str] | None = None, defaults: Mapping[str, str] | None = None
+) -> ServerConfig:
     """The settings of one member from its command line (flag name -> text) and environment.
 
-    Raises SettingsError.
+    defaults: count where nothing else does. Raises SettingsError.
     """
     environment = os.environ if environment is None else environment
     for flag in flags:
@@ -125,11 +127,28 @@ def resolve(flags: Mapping[str, str], environment: Mapping[str, str] | None = No
     if "config-file" in found:
         for flag, text in _read_file(Path(found["config-file"][0])).items():
             found.setdefault(flag, (text, f"{flag} in {found['config-file'][0]}"))
+    for flag, text in (defaults or {}).items():
+        found.setdefault(flag, (text, f"--{flag}"))
+    _expand(found)
     for flag, (text, origin) in found.items():
         note = _check_served(SETTINGS[flag], text, origin)
         if note:
             notes.append(note)
     return _build(_Values(found), notes)
+
+
+def _expand(found: dict[str, tuple[str, str]]) -> None:
+    """Other names of flags, and feature gates, become the flags that they stand for."""
+    for flag, (text, origin) in list(found.items()):
+        if SETTINGS[flag].alias:
+            found.setdefault(SETTINGS[flag].alias, (text, origin))
+    text, origin = found.get("feature-gates", ("", ""))
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        gate, _, value = part.partition("=")
+        if gate not in GATES or _lower_bool(value) not in ("true", "false"):
+            raise SettingsError(f"{origin}: {part!r}: want Gate=true or Gate=false; gates are {', '.join(GATES)}")
+        if GATES[gate]:
+            found.setdefault(GATES[gate], (value, f"{gate} in {origin}"))
 
 
 def _known(flag: str, origin: str) -> None:
@@ -169,7 +188,8 @@ def _read_section(section: str, content: object, path: Path) -> dict[str, str]:
         raise SettingsError(f"{section} in {path}: `flag: value` lines are needed")
     values = {}
     for key, value in (content or {}).items():
-        flag, origin = f"{FILE_SECTIONS[section]}{key}", f"{section}: {key} in {path}"
+        name = f"cert-{key}" if str(key).startswith("allowed-") else key
+        flag, origin = f"{FILE_SECTIONS[section]}{name}", f"{section}: {key} in {path}"
         _known(flag, origin)
         values[flag] = _as_text(value, origin)
     return values
@@ -189,11 +209,11 @@ def _as_text(value: object, origin: str) -> str:
 
 def _check_served(setting: Setting, text: str, origin: str) -> str:
     """A note when the setting is without effect, else ""; raises when it asks for what we do not do."""
-    if setting.ignored:
-        return f"{origin} has no effect in this version"
     if setting.accepts is None:
         return ""
     value = _lower_bool(text) if setting.kind == "bool" else text
+    if setting.ignored:
+        return "" if value in setting.accepts else f"{origin} has no effect in this version"
     if value not in setting.accepts:
         allowed = " or ".join(repr(value) for value in setting.accepts if value)
         hint = f"; leave it out or set it to {allowed}" if allowed else "; leave it out"

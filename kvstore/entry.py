@@ -9,7 +9,7 @@ import os
 import sys
 from typing import Final
 
-from kvstore.config import SettingsError, resolve
+from kvstore.config import ServerConfig, SettingsError, resolve
 from kvstore.flags import SETTINGS
 
 USAGE_ERROR: Final = 2  # as every other wrong command line
@@ -39,6 +39,10 @@ def serve(flags: dict[str, str]) -> int:
     except SettingsError as error:
         print(f"kvstore: {error}", file=sys.stderr)
         return USAGE_ERROR
+    return serve_config(config)
+
+
+def serve_config(config: ServerConfig) -> int:
     _load_structlog()
     from kvstore.app import run
 

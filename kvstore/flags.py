@@ -21,6 +21,7 @@ class Setting:
     panel: str
     accepts: tuple[str, ...] | None = None  # not served: only these values are taken; None: served
     ignored: bool = False  # any value is taken and has no effect here
+    alias: str = ""  # the flag that this is another name of
 
 
 MEMBER, CLUSTERING, SECURITY, LIMITS, LOGGING = "Member", "Clustering", "Security", "Limits", "Logging"
@@ -105,11 +106,22 @@ def _taken(flag: str, kind: str, *accepts: str) -> Setting:
     return Setting(flag, kind, default, "Not served yet.", OTHER, accepts=accepts or ("",))
 
 
-def _ignored(flag: str, kind: str = "text") -> Setting:
-    return Setting(flag, kind, "", "Taken; has no effect here.", OTHER, ignored=True)
+def _ignored(flag: str, kind: str = "text", *accepts: str) -> Setting:
+    """accepts: what asks for what we do anyway."""
+    return Setting(flag, kind, "", "Taken; has no effect here.", OTHER, accepts=accepts, ignored=True)
+
+
+def _also(flag: str, kind: str, alias: str) -> Setting:
+    return Setting(flag, kind, "", f"Another name of --{alias}.", OTHER, alias=alias)
 
 
 _COMPATIBLE: Final = [
+    # etcd 3.6 took the experimental- away, or put it there before 3.6.
+    _also("max-learners", "int", "experimental-max-learners"),
+    _also("experimental-snapshot-catchup-entries", "int", "snapshot-catchup-entries"),
+    _also("experimental-watch-progress-notify-interval", "seconds", "watch-progress-notify-interval"),
+    _also("corrupt-check-time", "seconds", "experimental-corrupt-check-time"),
+    Setting("feature-gates", "text", "", "etcd 3.6's: LeaseCheckpoint=true and others.", OTHER),
     *[
         _taken(prefix + flag, kind, *accepts)
         for prefix in ("", "peer-")
@@ -134,23 +146,35 @@ _COMPATIBLE: Final = [
     _taken("force-new-cluster", "bool", "false"),
     _taken("unsafe-no-fsync", "bool", "false"),
     _taken("enable-v2v3", "text"),
-    _taken("proxy", "text", "off"),
+    _taken("proxy", "text", "off", "false"),  # YAML reads off as false
     _taken("discovery", "text"),
     _taken("discovery-srv", "text"),
     _taken("discovery-proxy", "text"),
-    _taken("enable-pprof", "bool", "false"),
-    _taken("metrics", "text", "basic"),
     _taken("socket-reuse-port", "bool", "false"),
-    _taken("logger", "text", "zap", ""),
-    _taken("log-outputs", "text", "default", "stderr"),
-    _taken("enable-log-rotation", "bool", "false"),
     _taken("experimental-initial-corrupt-check", "bool", "false"),
     _taken("experimental-corrupt-check-time", "text", "0s", "0"),
     _ignored("experimental-enable-lease-checkpoint-persist", "bool"),  # ours are always persisted
     _taken("experimental-enable-distributed-tracing", "bool", "false"),
     _ignored("enable-v2", "bool"),  # test suites pass it to any etcd; the v2 API is simply not there
     _ignored("socket-reuse-address", "bool"),
-    _ignored("debug", "bool"),
+    _ignored("logger", "text", "zap"),
+    _ignored("log-outputs", "text", "default", "stderr"),
+    _ignored("metrics", "text", "basic"),
+    *[
+        _ignored(flag, "bool")
+        for flag in (
+            "debug",
+            "enable-log-rotation",
+            "enable-pprof",
+            "experimental-compact-hash-check-enabled",
+            "experimental-enable-v2v3",
+            "experimental-memory-mlock",
+            "experimental-stop-grpc-service-on-defrag",
+            "experimental-txn-mode-write-with-shared-buffer",
+            "memory-mlock",
+            "peer-skip-client-san-verification",
+        )
+    ],
     *[
         _ignored(flag)
         for flag in (
@@ -167,8 +191,29 @@ _COMPATIBLE: Final = [
             "discovery-fallback",
             "log-rotation-config-json",
             "log-package-levels",
-            "experimental-watch-progress-notify-interval",
+            "bootstrap-defrag-threshold-megabytes",
+            "compaction-batch-limit",
+            "compaction-sleep-interval",
+            "downgrade-check-time",
+            "discovery-srv-name",
+            "experimental-bootstrap-defrag-threshold-megabytes",
+            "experimental-compaction-sleep-interval",
+            "experimental-compact-hash-check-time",
+            "experimental-distributed-tracing-address",
+            "experimental-distributed-tracing-instance-id",
+            "experimental-distributed-tracing-sampling-rate",
+            "experimental-distributed-tracing-service-name",
+            "experimental-downgrade-check-time",
             "experimental-warning-apply-duration",
+            "experimental-warning-unary-request-duration",
+            "proxy-dial-timeout",
+            "proxy-failure-wait",
+            "proxy-read-timeout",
+            "proxy-refresh-interval",
+            "proxy-write-timeout",
+            "v2-deprecation",
+            "warning-apply-duration",
+            "warning-unary-request-duration",
             "experimental-compaction-batch-limit",
             "experimental-peer-skip-client-san-verification",
         )
@@ -176,6 +221,21 @@ _COMPATIBLE: Final = [
 ]
 
 SETTINGS: Final[dict[str, Setting]] = {setting.flag: setting for setting in [*_SERVED, *_COMPATIBLE]}
+
+# etcd 3.6's feature gates, and the flags that say the same here; "": on or off, it makes no difference.
+GATES: Final = {
+    "AllAlpha": "",
+    "AllBeta": "",
+    "CompactHashCheck": "",
+    "FastLeaseKeepAlive": "",
+    "InitialCorruptCheck": "experimental-initial-corrupt-check",
+    "LeaseCheckpoint": "experimental-enable-lease-checkpoint",
+    "LeaseCheckpointPersist": "",
+    "PriorityRequest": "",
+    "SetMemberLocalAddr": "",
+    "StopGRPCServiceOnDefrag": "",
+    "TxnModeWriteWithSharedBuffer": "",
+}
 
 # Sections of etcd's YAML file: each key is a flag behind the prefix.
 FILE_SECTIONS: Final = {"client-transport-security": "", "peer-transport-security": "peer-"}

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from kvstore.config import ServerConfig, SettingsError, TlsFiles, resolve
-from kvstore.flags import SETTINGS
+from kvstore.flags import _COMPATIBLE, _SERVED, SETTINGS
 
 
 def test_without_flags_it_is_one_member_with_etcds_defaults() -> None:
@@ -131,6 +131,10 @@ def test_a_wrong_file_is_named(tmp_path: Path, content: str, text: str) -> None:
     with pytest.raises(SettingsError) as error:
         resolve({"config-file": str(file)}, {})
     assert text.format(file=file) in str(error.value)
+
+
+def test_no_flag_stands_in_the_table_twice() -> None:
+    assert len(SETTINGS) == len([*_SERVED, *_COMPATIBLE])
 
 
 def test_an_error_names_the_environment_variable() -> None:
