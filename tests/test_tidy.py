@@ -145,10 +145,10 @@ FUNCTION_LINES_MAX = 70
 LONG_FUNCTIONS: dict[str, str] = {}  # path:name: why it reads better whole
 
 ENTRY_POINTS = {
-    "kvstore/etcd.py",  # the script kvstore-etcd
     "raft": "the library's users import its modules",
     "kvstore/__main__.py": "python -m kvstore",
     "kvstore/cli.py": "the script `kvstore`",
+    "kvstore/etcd.py": "the script `kvstore-etcd`",
     "kvstore/kvctl/main.py": "the script `kvctl`",
 }
 

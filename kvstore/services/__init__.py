@@ -45,7 +45,6 @@ def register(rpc: "RpcServer", server: "KvServer") -> Services:
     from kvstore.services.cluster import ClusterService
     from kvstore.services.election import ElectionService
     from kvstore.services.history import HistoryService
-    from kvstore.services.inner import Inner
     from kvstore.services.kv import KvService
     from kvstore.services.lease import LeaseService
     from kvstore.services.lock import LockService
@@ -64,9 +63,9 @@ def register(rpc: "RpcServer", server: "KvServer") -> Services:
     rpc.add_servicer(rpc_pb2_grpc.add_MaintenanceServicer_to_server, _make(MaintenanceService, server))
     rpc.add_servicer(history_pb2_grpc.add_HistoryServicer_to_server, _make(HistoryService, server))
     rpc.add_servicer(rpc_pb2_grpc.add_AuthServicer_to_server, _make(rpc_pb2_grpc.AuthServicer))
-    inner, waiters = Inner(kv, lease, watch), Waiters()
-    rpc.add_servicer(v3lock_pb2_grpc.add_LockServicer_to_server, _make(LockService, inner, waiters))
-    rpc.add_servicer(v3election_pb2_grpc.add_ElectionServicer_to_server, _make(ElectionService, inner, waiters))
+    waiters = Waiters()
+    rpc.add_servicer(v3lock_pb2_grpc.add_LockServicer_to_server, _make(LockService, rpc.local, waiters))
+    rpc.add_servicer(v3election_pb2_grpc.add_ElectionServicer_to_server, _make(ElectionService, rpc.local, waiters))
     return Services(kv, watch, lease, waiters)
 
 

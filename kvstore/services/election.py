@@ -17,7 +17,8 @@ from kvstore.pb.v3election_pb2 import (
     ResignResponse,
 )
 from kvstore.pb.v3election_pb2_grpc import ElectionServicer
-from kvstore.services.inner import Inner, InnerClient
+from kvstore.rpc.local import LocalMethods
+from kvstore.services.inner import InnerClient
 from kvstore.services.waiters import Claim, Queue, Waiters, new_lease
 
 MISSING_LEADER: Final = KvError(Code.UNKNOWN, '"leader" field must be provided')
@@ -27,13 +28,13 @@ NOT_LEADER: Final = KvError(Code.UNKNOWN, "election: not leader")
 
 @final
 class ElectionService(ElectionServicer):
-    def __init__(self, inner: Inner, waiters: Waiters) -> None:
-        self._inner = inner
+    def __init__(self, methods: LocalMethods, waiters: Waiters) -> None:
+        self._methods = methods
         self._waiters = waiters
 
     async def Campaign(self, request: CampaignRequest, context: Any) -> CampaignResponse:
         """Returns when the caller leads, which may be never. The header is that of the moment it joined (etcd)."""
-        queue = Queue(self._waiters, self._inner.of(context), request.name)
+        queue = Queue(self._waiters, InnerClient(self._methods, context), request.name)
         with self._waiters.one_more():
             claim, joined = await queue.join(request.lease, request.value)
             if not joined.succeeded and joined.responses[0].response_range.kvs[0].value != request.value:
@@ -46,9 +47,9 @@ class ElectionService(ElectionServicer):
         return CampaignResponse(header=joined.header, leader=leader)
 
     async def Proclaim(self, request: ProclaimRequest, context: Any) -> ProclaimResponse:
-        claim = _claim(self._inner.of(context), request)
+        claim = _claim(InnerClient(self._methods, context), request)
         if not claim.lease:
-            claim.lease = await new_lease(self._inner.of(context))
+            claim.lease = await new_lease(InnerClient(self._methods, context))
         return await self._proclaim(claim, request.value)
 
     async def _proclaim(self, claim: Claim, value: bytes) -> ProclaimResponse:
@@ -58,14 +59,14 @@ class ElectionService(ElectionServicer):
         return ProclaimResponse(header=put.header)
 
     async def Leader(self, request: LeaderRequest, context: Any) -> LeaderResponse:
-        found = await Queue(self._waiters, self._inner.of(context), request.name).first()
+        found = await Queue(self._waiters, InnerClient(self._methods, context), request.name).first()
         if not found.kvs:
             raise NO_LEADER
         return LeaderResponse(header=found.header, kv=found.kvs[0])
 
     async def Observe(self, request: LeaderRequest, context: Any) -> AsyncIterator[LeaderResponse]:
         """The leader, each of its proclamations, and every leader after it; never ends by itself."""
-        queue = Queue(self._waiters, self._inner.of(context), request.name)
+        queue = Queue(self._waiters, InnerClient(self._methods, context), request.name)
         with self._waiters.one_more():
             async with aclosing(queue.observe()) as values:
                 async for header, kv in values:
@@ -73,7 +74,7 @@ class ElectionService(ElectionServicer):
 
     async def Resign(self, request: ResignRequest, context: Any) -> ResignResponse:
         """Who does not lead any more resigns with success too (etcd)."""
-        return ResignResponse(header=(await _claim(self._inner.of(context), request).delete()).header)
+        return ResignResponse(header=(await _claim(InnerClient(self._methods, context), request).delete()).header)
 
 
 def _claim(inner: InnerClient, request: ProclaimRequest | ResignRequest) -> Claim:

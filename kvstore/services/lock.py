@@ -6,7 +6,8 @@ from kvstore.errors import Code, KvError
 from kvstore.pb.rpc_pb2 import DeleteRangeRequest
 from kvstore.pb.v3lock_pb2 import LockRequest, LockResponse, UnlockRequest, UnlockResponse
 from kvstore.pb.v3lock_pb2_grpc import LockServicer
-from kvstore.services.inner import Inner
+from kvstore.rpc.local import LocalMethods
+from kvstore.services.inner import InnerClient
 from kvstore.services.waiters import Queue, Waiters
 
 SESSION_EXPIRED: Final = KvError(Code.UNKNOWN, "mutex: session is expired")
@@ -14,13 +15,13 @@ SESSION_EXPIRED: Final = KvError(Code.UNKNOWN, "mutex: session is expired")
 
 @final
 class LockService(LockServicer):
-    def __init__(self, inner: Inner, waiters: Waiters) -> None:
-        self._inner = inner
+    def __init__(self, methods: LocalMethods, waiters: Waiters) -> None:
+        self._methods = methods
         self._waiters = waiters
 
     async def Lock(self, request: LockRequest, context: Any) -> LockResponse:
         """Returns when the caller has it, which may be never. Who has it already, by the same lease, gets it again."""
-        queue = Queue(self._waiters, self._inner.of(context), request.name)
+        queue = Queue(self._waiters, InnerClient(self._methods, context), request.name)
         with self._waiters.one_more():
             claim, joined = await queue.join(request.lease, b"")
             holder = joined.responses[1].response_range.kvs
@@ -34,5 +35,5 @@ class LockService(LockServicer):
         return LockResponse(header=own.header, key=claim.key)
 
     async def Unlock(self, request: UnlockRequest, context: Any) -> UnlockResponse:
-        deleted = await self._inner.of(context).delete_range(DeleteRangeRequest(key=request.key))
+        deleted = await InnerClient(self._methods, context).delete_range(DeleteRangeRequest(key=request.key))
         return UnlockResponse(header=deleted.header)

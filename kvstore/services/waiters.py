@@ -8,7 +8,7 @@ key is being made; only the end of the whole process leaves it to its lease.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Coroutine, Iterator
 from contextlib import aclosing, contextmanager
 from typing import Any, Final, TypeAlias, final
 
@@ -28,7 +28,6 @@ from kvstore.pb.rpc_pb2 import (
     TxnRequest,
     TxnResponse,
     WatchCreateRequest,
-    WatchResponse,
 )
 from kvstore.services.inner import InnerClient, unknown
 
@@ -164,7 +163,7 @@ class Queue:
     async def _wait_deleted(self, key: bytes, revision: int) -> None:
         """Until this key, which was there at `revision`, is gone; or may be."""
         request = WatchCreateRequest(key=key, start_revision=revision + 1, filters=[WatchCreateRequest.NOPUT])
-        async with self._inner.watch(request) as responses:
+        async with aclosing(self._inner.watch(request)) as responses:
             async for _ in responses:
                 return
 
@@ -178,9 +177,15 @@ class Queue:
             yield value
             header, kv = value
             request = WatchCreateRequest(key=kv.key, start_revision=header.revision + 1)
-            async with self._inner.watch(request) as responses, aclosing(_until_deleted(responses)) as values:
-                async for value in values:
-                    yield value
+            async with aclosing(self._inner.watch(request)) as responses:
+                async for response in responses:
+                    for event in response.events:
+                        if event.type == Event.DELETE:
+                            break
+                        yield response.header, event.kv
+                    else:
+                        continue
+                    break
 
     async def _next_put(self, revision: int) -> Value | None:
         """The first one from `revision` on; None when it is compacted."""
@@ -188,7 +193,7 @@ class Queue:
         request = WatchCreateRequest(
             key=first.key, range_end=first.range_end, start_revision=revision, filters=[WatchCreateRequest.NODELETE]
         )
-        async with self._inner.watch(request) as responses:
+        async with aclosing(self._inner.watch(request)) as responses:
             async for response in responses:
                 header, kv = response.header, response.events[0].kv
                 header.revision = kv.mod_revision  # the response may hold more
@@ -201,15 +206,6 @@ class Queue:
     def _range(self, **options: Any) -> RangeRequest:
         end = self._prefix[:-1] + b"0"  # what follows "/"
         return RangeRequest(key=self._prefix, range_end=end, limit=1, sort_target=RangeRequest.CREATE, **options)
-
-
-async def _until_deleted(responses: AsyncIterator[WatchResponse]) -> AsyncGenerator[Value, None]:
-    """What a key becomes, until it is gone."""
-    async for response in responses:
-        for event in response.events:
-            if event.type == Event.DELETE:
-                return
-            yield response.header, event.kv
 
 
 async def new_lease(inner: InnerClient) -> int:

@@ -169,6 +169,7 @@ class RunningMember:
 
     async def __aenter__(self) -> "RunningMember":
         self._rpc = make_server(front=self._front)
+        self.local = self._rpc.local
         self._services = register(self._rpc, self.server)  # type: ignore[arg-type]
         self._services.start()
         await self.server.leases.load()

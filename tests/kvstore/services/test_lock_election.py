@@ -18,13 +18,11 @@ from kvstore.pb.v3election_pb2_grpc import ElectionStub
 from kvstore.pb.v3lock_pb2 import LockRequest, UnlockRequest
 from kvstore.pb.v3lock_pb2_grpc import LockStub
 from kvstore.rpc import make_channel
+from kvstore.rpc.local import LocalStream, Origin
 from kvstore.services import waiters
 from kvstore.services.election import NOT_LEADER
-from kvstore.services.inner import Caller, Inner, InnerClient, InnerStream
-from kvstore.services.kv import KvService
-from kvstore.services.lease import LeaseService
+from kvstore.services.inner import InnerClient, origin_of
 from kvstore.services.waiters import Queue, Waiters
-from kvstore.services.watch import WatchService
 from kvstore.state.command import Op
 from tests.kvstore.services.member import FakeServer, RunningMember
 from tests.kvstore.services.test_services import refused
@@ -79,13 +77,8 @@ class Outer:
 
 @pytest.fixture
 async def inner(tmp_path: Path) -> AsyncIterator[tuple[FakeServer, InnerClient]]:
-    server: Any = FakeServer(tmp_path / "state")
-    kv, lease, watch = KvService(server), LeaseService(server), WatchService(server)
-    watch.start()
-    yield server, Inner(kv, lease, watch).of(Outer())
-    await watch.stop()
-    await kv.stop()
-    server.store.close()
+    async with RunningMember(tmp_path / "state") as member:
+        yield member.server, InnerClient(member.local, Outer())
 
 
 async def put(client: InnerClient, key: bytes, value: bytes = b"") -> None:
@@ -185,7 +178,7 @@ async def test_inner_calls_are_made_in_the_callers_name(peer: Peer) -> None:
 
 def test_an_inner_stream_does_not_ask_for_a_leader() -> None:
     """The outer call's own stream is ended without one; the wait of a lock is not a stream of its client's."""
-    assert Caller(Outer()).metadata == {"token": "t"}
+    assert origin_of(Outer()) == Origin({"token": "t"}, "p")
 
 
 async def test_observe_outlives_compaction(inner: tuple[FakeServer, InnerClient]) -> None:
@@ -226,8 +219,8 @@ async def test_a_slow_observer_holds_up_nobody(inner: tuple[FakeServer, InnerCli
         await put(client, b"a/1", big)
     await reading
     [stream] = server.hub.streams
-    assert isinstance(stream._sink, InnerStream)
-    assert sum(map(len, stream._sink._messages)) < 6 << 20, "the hub's own bound"
+    assert isinstance(stream._sink, LocalStream)
+    assert sum(map(len, stream._sink._queue)) < 6 << 20, "the hub's own bound"
     async with asyncio.timeout(20):
         for _ in range(11):
             assert (await anext(observed))[1].value == big
