@@ -211,7 +211,7 @@ class EngineReader(Reader):
         return Budget(self._options.clock, self._options.slice_ns)
 
     def big_write_budget(self) -> Budget:
-        """For writes of many slices, which every member does at once (slices.py)."""
+        """For work of many slices: writes, which every member does at once (slices.py), and snapshot files."""
         slice_ns = min(self._options.slice_ns, BIG_WRITE_SLICE_NS)
         return Budget(self._options.clock, slice_ns, BIG_WRITE_REST)
 

@@ -10,6 +10,7 @@ from typing import Final, final
 
 from kvstore.mvcc import schema
 from kvstore.mvcc.events import version_at
+from kvstore.mvcc.slices import Budget
 from kvstore.mvcc.store import Reader
 
 _BLOCK: Final = 4096  # revisions
@@ -43,12 +44,12 @@ class RevisionSet:
                     yield from [first + bit for bit in range(8) if byte & 1 << bit]
 
     def intervals(self) -> Iterator[tuple[int, int]]:
-        """[low, high) that together hold all members, and not much else."""
+        """[low, high) that together hold all members, and not much else; short, so that none takes long to find."""
         low = high = -1
         for revision in self:
             if low < 0:
                 low = revision
-            elif revision > high + _GAP:
+            elif revision > high + _GAP or revision >= low + _BLOCK:
                 yield low, high
                 low = revision
             high = revision + 1
@@ -67,11 +68,10 @@ class Survivors:
         self._later = RevisionSet()  # revisions of which others are left
         self.revisions = RevisionSet()  # revisions of which any is left, or may be
 
-    async def find(self) -> None:
+    async def find(self, budget: Budget) -> None:
         """Walk over all keys."""
         if not self._compact:
             return
-        budget = self._reader.budget()
         settled = b""
         scan = self._reader.scan(*schema.version_rows(b"", None))
         while rows := scan.rows(_CHUNK):

@@ -86,6 +86,7 @@ class Pinned:
 
     def __init__(self, store: MvccStore, cluster: ClusterTable) -> None:
         self.view = store.view()
+        self.budget = self.view.big_write_budget()  # it takes seconds, and is in nobody's hurry
         self.state = store.state
         self.members = cluster.members()
         self.removed = cluster.removed()
@@ -129,7 +130,7 @@ class Pinned:
     async def key_rows(self) -> AsyncGenerator[list[tuple[bytes, bytes]], None]:
         """Everything that survives the last compaction, in the order of revisions."""
         survivors = Survivors(self.view)
-        await survivors.find()
+        await survivors.find(self.budget)
         after = self.view.compact_revision + 1
         for low, high in survivors.revisions.intervals():
             async for chunk in self._event_rows(survivors, low, high):
@@ -196,7 +197,6 @@ class SnapshotFiles:
 
     async def _write(self, pinned: Pinned, spooled: SpooledFile) -> None:
         writer = BboltWriter()
-        budget = pinned.view.budget()
         at = HEAD_BYTES
         for bucket, found in (
             (schema.META, pinned.meta()),
@@ -216,7 +216,7 @@ class SnapshotFiles:
                         writer.add(key, value)
                     if writer.ready_bytes >= _PIECE_BYTES:
                         at = await _append(writer, spooled, at)
-                    await budget.pause_if_spent()
+                    await pinned.budget.pause_if_spent()
         head = writer.finish()
         await _append(writer, spooled, at)
         await in_thread(lambda: spooled.write(head, 0))

@@ -13,10 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kvstore.bbolt.writer import BboltWriter
 from kvstore.errors import TOO_MANY_REQUESTS, KvError
 from kvstore.mvcc import schema as rows
 from kvstore.mvcc.compaction import Compactor
 from kvstore.mvcc.encoding import delete_event
+from kvstore.mvcc.engine import Scan
 from kvstore.mvcc.slices import Budget
 from kvstore.mvcc.store import MvccStore, StoreOptions
 from kvstore.pb import rpc_pb2 as pb
@@ -106,7 +108,8 @@ def test_a_set_of_revisions(members: set[int]) -> None:
     assert not any(revision + 1 in found for revision in members if revision + 1 not in members)
     intervals = list(found.intervals())
     assert all(low < high for low, high in intervals)
-    assert all(before[1] < after[0] for before, after in pairwise(intervals))
+    assert all(before[1] <= after[0] for before, after in pairwise(intervals))
+    assert all(high - low <= 4096 for low, high in intervals)
     assert sum(any(low <= revision < high for low, high in intervals) for revision in members) == len(members)
 
 
@@ -259,4 +262,40 @@ async def test_a_big_delete_under_way_is_not_in_the_file(tmp_path: Path) -> None
     await save(state.store, tmp_path / "file")
     found = decode(tmp_path / "file", (tmp_path / "file").stat().st_size - 32)
     assert list(found[b"key"]) == [revision_row(2, 0, False)]
+    state.close()
+
+
+async def test_no_step_is_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two chances to pause no more than some hundred rows are looked at, whatever the state is like."""
+    state = State(tmp_path / "s")
+    for start in range(0, 6000, 100):
+        await state.apply(*[pb.PutRequest(key=b"%d" % number, value=b"v") for number in range(start, start + 100)])
+    for _ in range(3000):  # one key's history: its compaction leaves a long gap
+        await state.put(b"0")
+    await state.apply(pb.CompactionRequest(revision=8500))
+    seen = most = 0
+    looked_at = Scan.rows
+    added = BboltWriter.add
+
+    def look(scan: Scan, count: int) -> list[tuple[bytes, bytes]]:
+        nonlocal seen
+        found = looked_at(scan, count)
+        seen += len(found)
+        return found
+
+    def add(writer: BboltWriter, key: bytes, value: bytes) -> None:
+        nonlocal seen
+        seen += 1
+        added(writer, key, value)
+
+    async def pause(budget: Budget) -> None:
+        nonlocal seen, most
+        most = max(most, seen)
+        seen = 0
+
+    monkeypatch.setattr(Scan, "rows", look)
+    monkeypatch.setattr(BboltWriter, "add", add)
+    monkeypatch.setattr(Budget, "pause_if_spent", pause)
+    await save(state.store, tmp_path / "file")
+    assert 100 < most <= 1024
     state.close()
