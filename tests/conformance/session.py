@@ -12,8 +12,8 @@ A script line is one of
     < TEXT               a line of standard input for the command above; {x*1000} is a thousand times x
     # TEXT               a comment
 {m1} {m2} {m3} are client URLs, {all} all three joined with commas, {peer1}... peer URLs, {id1}... member ids; 4 and 5
-are for members that are added, {new} is the id of the last one; {lease1}... are the leases that were granted. Commands
-go to m1 unless they say otherwise.
+are for members that are added, {new} is the id of the last one; {lease1}... are the leases that were granted; {tmp} is
+a folder for files. Commands go to m1 unless they say otherwise.
 
 The transcript is the script with `| ` before each line of stdout, `! ` before each of stderr and `= N` for an exit
 code that is not 0. What differs from run to run (ids, terms, sizes, times, ports, hashes) becomes a name in <>.
@@ -25,6 +25,7 @@ import os
 import re
 import shlex
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -104,6 +105,10 @@ class Normaliser:
         if "timetolive" in command:
             text = re.sub(r'(remaining\(|"ttl":|"TTL" : )\d+', r"\1<seconds>", text)
             text = re.sub(r"(?<=keys\(\[).*(?=\]\))", lambda keys: " ".join(sorted(keys[0].split())), text)
+        if "snapshot status" in command:
+            # revision and format are compared; what else is in a file, and so its hash and size, is each server's own
+            text = re.sub(r'("(?:totalKey|totalSize|Keys|Size|hash)" ?: ?)\d+', r"\1<n>", text, flags=re.IGNORECASE)
+            text = re.sub(r"[0-9a-f]+(\W+\d+\W+)\d+(\W+)[\d.]+ [kM]?B", r"<hash>\1<n>\2<n>", text)
         if "hashkv" in command:
             text = re.sub(r'((?:"?hash"? ?: ?)|<client\d>[, |]+)(\d+)', self._hash, text, flags=re.IGNORECASE)
         if text.startswith(("|", "+")) and text.endswith(("|", "+")):
@@ -199,6 +204,8 @@ class Session:
         self._etcdctl = etcdctl
         self._cluster = cluster
         self._normaliser = Normaliser(etcdctl, cluster)
+        self._scratch = tempfile.TemporaryDirectory()
+        self._normaliser.name(self._scratch.name, "<tmp>")
         self._new = ""  # the id of the member added last, in hexadecimal
         ports = free_ports(2 * ADDED_MAX)
         self._clients = [f"http://127.0.0.1:{port}" for port in ports[:ADDED_MAX]]
@@ -267,7 +274,7 @@ class Session:
         clients, peers = [*urls, *self._clients], [*self._cluster.peer_urls, *self._peers]
         places = {f"{{m{number}}}": url for number, url in enumerate(clients, 1)} | {"{all}": ",".join(urls)}
         places |= {f"{{peer{number}}}": url for number, url in enumerate(peers, 1)}
-        places |= self._normaliser.ids | {"{new}": self._new}
+        places |= self._normaliser.ids | {"{new}": self._new, "{tmp}": self._scratch.name}
         for place, value in (places | self._normaliser.leases).items():
             text = text.replace(place, value)
         return text
@@ -278,8 +285,8 @@ class Session:
         return arguments[1:]
 
     def _written(self, command: str, stdout: list[str], stderr: str, code: int) -> list[str]:
-        # The Go client logs its retries as JSON lines; how many there are depends on timing.
-        errors = [line for line in stderr.splitlines() if not line.startswith('{"level":')]
+        # The Go client logs its retries as JSON lines, how many there are depends on timing; snapshots log with a time.
+        errors = [line for line in stderr.splitlines() if not re.match(r'\{"level":|\d{4}-\d\d-\d\dT', line)]
         if "NAME:" in stdout:
             stdout = ["<usage>"]  # etcdctl's help: not ours to check, nor to keep here
         if command.startswith("etcdctl member"):
