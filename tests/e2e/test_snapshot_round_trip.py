@@ -6,6 +6,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import grpc
@@ -14,7 +15,8 @@ import pytest
 from kvstore.client import Client
 from kvstore.client.errors import Compacted
 from kvstore.pb import rpc_pb2, rpc_pb2_grpc
-from tests.e2e.cluster import Cluster
+from kvstore.snapshot.save import FILES_MAX
+from tests.e2e.cluster import Cluster, Member, wait_for
 from tests.e2e.etcd_state import (
     Etcd,
     dump,
@@ -182,17 +184,35 @@ def names(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if not path.name.endswith(".sst"))
 
 
+def spooled(member: Member) -> list[str]:
+    """Open files of the member's directory that have no name."""
+    found: list[str] = []
+    for path in Path(f"/proc/{member.pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed since
+            found.append(str(path.readlink()))
+    return [name for name in found if str(member.data_dir) in name and name.endswith("(deleted)")]
+
+
 def test_killed_while_it_sends_a_snapshot(small: Cluster) -> None:
     (member,) = small.members
     for number in range(40):  # more than sockets and windows hold
         small.kv(member).Put(rpc_pb2.PutRequest(key=b"large%d" % number, value=bytes(1 << 20)))
     before = [name for name in names(member.data_dir) if "/" not in name]
-    stream = rpc_pb2_grpc.MaintenanceStub(member.channel).Snapshot(rpc_pb2.SnapshotRequest())
+    stub = rpc_pb2_grpc.MaintenanceStub(member.channel)
+    # Four clients that do not read on are all there may be; when they go, their files go.
+    streams = [stub.Snapshot(rpc_pb2.SnapshotRequest()) for _ in range(FILES_MAX)]
+    assert len({next(stream).remaining_bytes for stream in streams}) == 1
+    assert len(spooled(member)) == FILES_MAX
+    with pytest.raises(grpc.RpcError, match="too many requests"):
+        next(stub.Snapshot(rpc_pb2.SnapshotRequest()))
+    for stream in streams:
+        stream.cancel()
+    wait_for(lambda: not spooled(member), "the files of clients that are gone are closed")
+    stream = stub.Snapshot(rpc_pb2.SnapshotRequest())
     first = next(stream)
     assert first.remaining_bytes > 40_000_000
     # The file has no name, and its blocks go with the process.
-    open_files = [str(path.readlink()) for path in Path(f"/proc/{member.pid}/fd").iterdir()]
-    assert any(str(member.data_dir) in name and "(deleted)" in name for name in open_files), open_files
+    assert len(spooled(member)) == 1
     assert [name for name in names(member.data_dir) if "/" not in name] == before
     member.kill()
     with pytest.raises(grpc.RpcError):

@@ -60,7 +60,7 @@ HEADS = st.integers(0, len(GOOD) // PAGE_BYTES - 1).flatmap(
 )
 
 
-@settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     changes=st.one_of(
         MUTATIONS, st.lists(st.tuples(HEADS, st.sampled_from([1, 2, 4, 8]), st.integers(0, 2**64 - 1)), max_size=6)
@@ -77,7 +77,7 @@ def test_fuzz(tmp_path: Path, changes: list[tuple[int, int, int]], end: int | No
         read_all(tmp_path / "file", sealed(data) if seal else bytes(data))
 
 
-@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.binary(max_size=10_000), meta=st.booleans())
 def test_fuzz_of_noise(tmp_path: Path, data: bytes, meta: bool) -> None:
     if meta:

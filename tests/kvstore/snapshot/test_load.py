@@ -248,7 +248,7 @@ ROWS = st.dictionaries(
 )
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(buckets=st.dictionaries(st.sampled_from([b"key", b"lease", b"meta", b"auth", b"other"]), ROWS))
 async def test_fuzz_of_rows(tmp_path_factory: pytest.TempPathFactory, buckets: Buckets) -> None:
     """Refused, or loaded to a store that can be read and saved."""
