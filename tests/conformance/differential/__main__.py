@@ -10,7 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.conformance.differential.generator import Generator
+from tests.conformance.differential.generator import HOW_OFTEN, Generator
 from tests.conformance.differential.servers import JUDGES, running_pair
 from tests.conformance.differential.shrink import report
 
@@ -21,6 +21,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1, help="the first seed")
     parser.add_argument("--cases", type=int, default=1_000_000_000)
     parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--theme", choices=list(HOW_OFTEN), help="cases of this kind only")
     parser.add_argument("--members", type=int, choices=(1, 3), default=1)
     options = parser.parse_args()
     deadline = time.monotonic() + options.seconds
@@ -33,7 +34,7 @@ def main() -> int:
             if time.monotonic() > deadline:
                 break
             cases += 1
-            found = report(pair, Generator(seed, pair.served, options.members).case())
+            found = report(pair, Generator(seed, pair.served, options.members, options.theme).case())
             if found:
                 differences += 1
                 print(f"=== seed {seed}\n{found}", flush=True)

@@ -17,10 +17,14 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 from kvstore.pb import rpc_pb2 as pb
+from kvstore.pb.v3election_pb2 import CampaignRequest
+from kvstore.pb.v3lock_pb2 import LockRequest
 
 BASE: Final = 1 << 40
 LEASE: Final = 1 << 44  # LEASE + n in a grant, a lock or a campaign: the server picks one, call it that
+UNNAMED: Final = LEASE + 99  # the last that a server picked without a name in the case
 MEMBER: Final = 1 << 45  # the member asked; MEMBER + n: added with PEER_URLS[n - 1]
+LEADER: Final = 1 << 46  # the revision of the last campaign that was won
 OWN_PEER_URL: Final = "http://own-peer:1"
 OWN_CLIENT_URL: Final = "http://own-client:1"
 TOKEN: Final = "a token"
@@ -98,10 +102,14 @@ class Names:
             self._strings = {client_url: OWN_CLIENT_URL, **{own: url for url, own in self._urls.items()}}
         self._tokens: dict[str, str] = {}  # user -> the last token
         self._auth_base = 0  # the first revision of auth that was seen
+        self.auth_is_on = False
 
     def learn(self, stand_in: int, number: int) -> None:
         self._numbers[stand_in] = number
         self._stand_ins[number] = stand_in
+
+    def learn_leader(self, revision: int) -> None:
+        self._numbers[LEADER] = revision
 
     def auth_revision(self, revision: int) -> int:
         """Relative to the first that was seen: nothing brings it back between cases."""
@@ -113,6 +121,8 @@ class Names:
         self._strings[token] = TOKEN
 
     def metadata(self, step: Step) -> tuple[tuple[str, str], ...]:
+        if not self.auth_is_on:
+            return step.metadata  # see "token" in known.py
         token = "nobody.1" if step.user == "?" else self._tokens.get(step.user, "")
         return (*step.metadata, ("token", token)) if token else step.metadata
 
@@ -121,6 +131,8 @@ class Names:
         copy = self._rewritten(message, self._number, self._sent_key, lambda text: self._urls.get(text, text))
         if isinstance(copy, pb.LeaseGrantRequest) and LEASE <= copy.ID < MEMBER:
             copy.ID = 0
+        elif isinstance(copy, (LockRequest, CampaignRequest)) and LEASE <= copy.lease < MEMBER:
+            copy.lease = 0
         return copy
 
     def seen(self, message: Message) -> Message:

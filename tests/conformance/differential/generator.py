@@ -16,8 +16,10 @@ from tests.conformance.differential.admin_requests import (
     LeaseRequests,
     MaintenanceRequests,
 )
+from tests.conformance.differential.auth_requests import WHO, WHO_ADMINISTERS, AuthRequests
 from tests.conformance.differential.cases import EXPIRE, SYNC, WATCH, Case, Draw, Step, sync
 from tests.conformance.differential.kv_requests import KvRequests
+from tests.conformance.differential.lock_requests import LockRequests
 from tests.conformance.rpcs import RPCS
 
 SIZE_MAX = 1536 * 1024  # --max-request-bytes
@@ -37,8 +39,23 @@ THEMES: dict[str, dict[str, float]] = {
         **{"Alarm": 14, "Status": 6, "HashKV": 6, "Hash": 2, "MoveLeader": 3, "Snapshot": 0.3, "Defragment": 0.3},
         **{"Put": 10, "Range": 6, "DeleteRange": 6, "Txn": 10, "LeaseGrant": 4, "LeaseRevoke": 2, "Compact": 2},
     },
+    "lock": {
+        **{"Lock": 12, "Unlock": 12, "Campaign": 10, "Proclaim": 8, "Leader": 6, "Observe": 3, "Resign": 8},
+        **{"Put": 2, "DeleteRange": 3, "LeaseRevoke": 2, "Range": 2, WATCH: 1, SYNC: 1},
+    },
+    "auth": {
+        **{"Authenticate": 6, "AuthEnable": 1, "AuthDisable": 0.7, "AuthStatus": 2, "UserAdd": 4, "UserGet": 4},
+        **{"UserList": 2, "UserDelete": 2, "UserChangePassword": 2, "UserGrantRole": 4, "UserRevokeRole": 3},
+        **{"RoleAdd": 3, "RoleGet": 3, "RoleList": 2, "RoleDelete": 2, "RoleGrantPermission": 7},
+        **{"RoleRevokePermission": 4, "Put": 20, "Range": 16, "DeleteRange": 8, "Txn": 20, WATCH: 8, SYNC: 1},
+        **{"LeaseGrant": 4, "LeaseRevoke": 3, "LeaseKeepAlive": 3, "LeaseTimeToLive": 3, "LeaseLeases": 2},
+        **{"Compact": 1, "MemberList": 1, "Status": 1, "HashKV": 1, "Hash": 0.5, "Alarm": 2, "RangeStream": 2},
+        **{"MoveLeader": 0.5, "MemberAdd": 0.5, "MemberRemove": 0.5, "MemberPromote": 0.5, "MemberUpdate": 0.3},
+        **{"Defragment": 0.1, "Snapshot": 0.1},
+    },
 }
-HOW_OFTEN = {"kv": 60, "big": 1.5, "lease": 20, "expiry": 0.7, "cluster": 4, "maintenance": 8}
+ADMINISTERED = ("Auth", "User", "Role", "Member")  # how the names begin of what mostly root does
+HOW_OFTEN = {"kv": 60, "big": 1.5, "lease": 20, "expiry": 0.7, "cluster": 4, "maintenance": 8, "lock": 10, "auth": 30}
 ALONE = {"cluster", "MoveLeader"}  # for a cluster of one: a follower of three has other members, and does not lead
 ODD_METADATA = [
     (("hasleader", "true"),),
@@ -50,14 +67,18 @@ ODD_METADATA = [
 
 
 class Generator:
-    """`served`: the RPCs that there are; `members` of ours."""
+    """`served`: the RPCs that there are; `members` of ours; `theme`: all cases are of this one."""
 
-    def __init__(self, seed: int, served: Collection[str] = tuple(RPCS), members: int = 1) -> None:
+    def __init__(
+        self, seed: int, served: Collection[str] = tuple(RPCS), members: int = 1, theme: str | None = None
+    ) -> None:
         draw = self._draw = Draw(seed)
         self._served = served
+        self._theme = theme
         self._members = members
         self._kv = kv = KvRequests(draw)
         self._leased = leased = KvRequests(draw, leases=0.5)
+        self._locks, self._auth = LockRequests(draw), AuthRequests(draw)
         lease, cluster, maintenance = LeaseRequests(draw), ClusterRequests(draw), MaintenanceRequests(draw)
         self._makers: dict[str, Callable[[], Message]] = {
             **{"Range": kv.range, "RangeStream": kv.streamed, "Put": kv.put, "DeleteRange": kv.delete, "Txn": kv.txn},
@@ -71,19 +92,33 @@ class Generator:
             "Defragment": pb.DefragmentRequest,
         }
         self._leasing = {**self._makers, "Put": leased.put, "Txn": leased.txn}
+        self._locking = {**self._makers, **_of_locks(self._locks)}
+        self._signed_in = {**self._leasing, **_of_auth(self._auth)}
 
     def case(self, length: int = 40) -> Case:
         draw = self._draw
-        themes = {name: weight for name, weight in HOW_OFTEN.items() if self._members == 1 or name not in ALONE}
-        theme = draw.weighted(themes)
+        themes = {name: weight for name, weight in HOW_OFTEN.items() if self._may_theme(name)}
+        theme = self._theme or draw.weighted(themes)
         if theme == "big":
             return self._big_case()
         if theme == "expiry":
             return self._expiry_case()
-        makers = self._leasing if theme == "lease" else self._makers
+        makers = {"lease": self._leasing, "lock": self._locking, "auth": self._signed_in}.get(theme, self._makers)
         weights = {call: weight for call, weight in THEMES[theme].items() if self._may(call)}
         steps = [self._step(weights, makers) for _ in range(draw.number(length // 2, length))]
+        if theme == "auth":
+            steps = [*self._auth.prologue(), *map(self._by_somebody, steps)]
+        elif theme == "lock":
+            steps = [*self._locks.prologue(), *steps]
         return [*steps, sync()]
+
+    def _by_somebody(self, step: Step) -> Step:
+        administers = step.call.startswith(ADMINISTERED) and step.call != "Authenticate"
+        return replace(step, user=self._draw.pick(WHO_ADMINISTERS if administers else WHO), metadata=())
+
+    def _may_theme(self, theme: str) -> bool:
+        needed = {"auth": "AuthEnable", "lock": "Lock"}.get(theme, "Put")
+        return needed in self._served and (self._members == 1 or theme not in ALONE)
 
     def _may(self, call: str) -> bool:
         return call == SYNC or (call in self._served and (self._members == 1 or call not in ALONE))
@@ -123,6 +158,27 @@ class Generator:
         after = {"Put": 4, "LeaseKeepAlive": 4, "LeaseRevoke": 2, "LeaseTimeToLive": 4, "LeaseGrant": 3, "Range": 3}
         steps += [self._step(after, self._leasing) for _ in range(draw.number(1, 6))]
         return [*steps, sync()]
+
+
+def _of_locks(locks: LockRequests) -> dict[str, Callable[[], Message]]:
+    return {
+        **{"Lock": locks.lock, "Unlock": locks.unlock, "Campaign": locks.campaign, "Proclaim": locks.proclaim},
+        **{"Leader": locks.leader, "Observe": locks.leader, "Resign": locks.resign, "LeaseRevoke": locks.revoke},
+        **{"Put": locks.put, "DeleteRange": locks.delete, "Range": locks.range},
+    }
+
+
+def _of_auth(auth: AuthRequests) -> dict[str, Callable[[], Message]]:
+    return {
+        **{"Authenticate": auth.authenticate, "AuthEnable": pb.AuthEnableRequest},
+        **{"AuthDisable": pb.AuthDisableRequest, "AuthStatus": pb.AuthStatusRequest},
+        **{"UserAdd": auth.user_add, "UserGet": auth.user_get, "UserList": pb.AuthUserListRequest},
+        **{"UserDelete": auth.user_delete, "UserChangePassword": auth.user_change_password},
+        **{"UserGrantRole": auth.user_grant_role, "UserRevokeRole": auth.user_revoke_role},
+        **{"RoleAdd": auth.role_add, "RoleGet": auth.role_get, "RoleList": pb.AuthRoleListRequest},
+        **{"RoleDelete": auth.role_delete, "RoleGrantPermission": auth.role_grant_permission},
+        "RoleRevokePermission": auth.role_revoke_permission,
+    }
 
 
 def draw_lease(draw: Draw) -> int:

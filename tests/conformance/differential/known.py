@@ -29,6 +29,7 @@ GOOD_URLS: Final = {*PEER_URLS, OWN_PEER_URL}
 class Seen:
     """A request and what was answered to it, as text."""
 
+    call: str
     message: Message
     etcd: str
     ours: str
@@ -42,6 +43,7 @@ class Known:
     we: str
     judges: tuple[str, ...] = BOTH
     fits: Callable[[Seen], bool] | None = None
+    ends: bool = False  # the two sides part here: the rest of the case says nothing
 
 
 def _txn_refused_otherwise(seen: Seen) -> bool:
@@ -105,6 +107,19 @@ KNOWN: Final = {
         "a change of members at once after another",
         "may be dropped, and is never answered",
         "done; etcd is asked again",
+    ),
+    "late lock": Known(
+        "a lock whose key went away while it waited",
+        "is taken",
+        "session is expired, as etcd 3.5",
+        judges=("3.4.23",),
+        fits=lambda seen: seen.ours == "UNKNOWN: mutex: session is expired" and seen.etcd.startswith("LockResponse"),
+    ),
+    "late campaign": Known(
+        "a campaign whose key went away while it waited",
+        "says that it won",
+        "not leader",
+        fits=lambda seen: seen.ours == "UNKNOWN: election: not leader" and seen.etcd.startswith("CampaignResponse"),
     ),
     "unix urls": Known(
         "a peer at unix:// or without a host",

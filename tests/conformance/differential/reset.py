@@ -9,12 +9,11 @@ from kvstore.pb import rpc_pb2 as pb
 from tests.conformance.differential.cases import Case
 from tests.conformance.differential.sides import LOST_SECONDS, Side
 
-ROOT_PASSWORDS = ["r", "r2"]  # that a case may give to root
 SECTIONS = {  # what a case must have called to leave something behind
     "auth": {"AuthEnable", "UserAdd", "RoleAdd"},
     "alarms": {"Alarm"},
     "members": {"MemberAdd", "MemberUpdate"},
-    "leases": {"LeaseGrant"},
+    "leases": {"LeaseGrant", "Lock", "Campaign"},
 }
 
 
@@ -57,27 +56,14 @@ def _clean(section: str, side: Side) -> None:
 
 
 def _auth(side: Side) -> None:
-    if _enabled(side):
-        for password in ROOT_PASSWORDS:
-            try:
-                token = side.ask("Authenticate", pb.AuthenticateRequest(name="root", password=password), ()).token
-            except grpc.RpcError:
-                continue
-            side.ask("AuthDisable", pb.AuthDisableRequest(), (("token", token),))
-            break
+    side.sign_in()
+    if side.admin:
+        side.ask("AuthDisable", pb.AuthDisableRequest())
+        side.admin = ()
     for user in side.ask("UserList", pb.AuthUserListRequest()).users:
         side.ask("UserDelete", pb.AuthUserDeleteRequest(name=user))
     for role in side.ask("RoleList", pb.AuthRoleListRequest()).roles:
         side.ask("RoleDelete", pb.AuthRoleDeleteRequest(role=role))
-
-
-def _enabled(side: Side) -> bool:
-    """By a call that needs a user: etcd 3.4 has no AuthStatus."""
-    try:
-        side.ask("UserList", pb.AuthUserListRequest())
-    except grpc.RpcError:
-        return True
-    return False
 
 
 def _alarms(side: Side) -> None:

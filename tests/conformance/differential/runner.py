@@ -12,11 +12,25 @@ import grpc
 from google.protobuf.message import Message
 
 from kvstore.pb import rpc_pb2 as pb
-from tests.conformance.differential.cases import EXPIRE, LEASE, MEMBER, PEER_URLS, SYNC, WATCH, Case, Names, Step
+from kvstore.pb.v3election_pb2 import CampaignResponse
+from kvstore.pb.v3lock_pb2 import LockResponse
+from tests.conformance.differential.cases import (
+    EXPIRE,
+    LEASE,
+    MEMBER,
+    PEER_URLS,
+    SYNC,
+    UNNAMED,
+    WATCH,
+    Case,
+    Names,
+    Step,
+)
 from tests.conformance.differential.coverage import Coverage
-from tests.conformance.differential.known import Seen, excuse, harmful, only_ours
+from tests.conformance.differential.known import KNOWN, Seen, excuse, harmful, only_ours
 from tests.conformance.differential.reset import Reset
 from tests.conformance.differential.sides import Answer, Side, text
+from tests.conformance.differential.waiting import WAITING, Waiting, learn_lock
 from tests.conformance.differential.watches import Difference, Play, Streams, expect
 
 EXPIRY_SECONDS = 30.0
@@ -42,9 +56,11 @@ class Pair:
         try:
             for number, step in enumerate(case):
                 try:
-                    run.step(step)
+                    if not run.step(step):
+                        break
                 except Difference as difference:
                     raise Difference(f"step {number}, base revision {base}, {difference}") from None
+            run.end()
         finally:
             run.close()
 
@@ -58,12 +74,25 @@ class _Run:
         names = (pair.etcd.names(base), pair.ours.names(base))
         self._play = Play(sides, names, pair.coverage, base, base)
         self._streams = Streams(self._play)
+        self._waiting = Waiting(self._play, self._compare)
+        self._parted = False
 
     def close(self) -> None:
         self._streams.close()
 
-    def step(self, step: Step) -> None:
-        if step.call == SYNC:
+    def end(self) -> None:
+        self._waiting.end()
+
+    def step(self, step: Step) -> bool:
+        """False when the two sides have parted, as they may."""
+        self._do(step)
+        self._waiting.settle()
+        return not self._parted
+
+    def _do(self, step: Step) -> None:
+        if step.call in WAITING:
+            self._waiting.start(step)
+        elif step.call == SYNC:
             self._streams.sync()
         elif step.call == EXPIRE:
             self._expire(step)
@@ -102,16 +131,20 @@ class _Run:
             for answer, names in zip((etcd, ours), play.names, strict=True)
         ]
         if texts[0] != texts[1]:
-            row = excuse(self._pair.judge, Seen(self._based(step.message), *texts, play.compact_revision))
+            row = excuse(self._pair.judge, Seen(step.call, self._based(step.message), *texts, play.compact_revision))
             if not row:
                 expect(*texts, f"{step.call}({step.message}) {step.client} {step.user} {step.metadata}")
             coverage.excused[row] += 1
+            self._parted = self._parted or KNOWN[row].ends
             return
         if isinstance(etcd, grpc.RpcError):
             coverage.see(texts[0])
             return
         if isinstance(step.message, pb.CompactionRequest):
             play.compact_revision = self._based(step.message).revision  # type: ignore[attr-defined]
+        if step.call in ("AuthEnable", "AuthDisable"):
+            for names in play.names:
+                names.auth_is_on = step.call == "AuthEnable"
         header = getattr(etcd, "header", None)
         if header is not None:
             play.revision = max(play.revision, header.revision)
@@ -134,12 +167,18 @@ class _Run:
 def _learn(step: Step, answer: Message, names: Names) -> None:
     """The numbers that a server has picked."""
     asked = step.message
-    if isinstance(answer, pb.LeaseGrantResponse) and isinstance(asked, pb.LeaseGrantRequest) and asked.ID >= LEASE:
-        names.learn(asked.ID, answer.ID)
+    if isinstance(answer, pb.LeaseGrantResponse) and isinstance(asked, pb.LeaseGrantRequest):
+        if LEASE <= (stand_in := asked.ID or UNNAMED) < MEMBER:
+            names.learn(stand_in, answer.ID)
     elif isinstance(answer, pb.MemberAddResponse) and isinstance(asked, pb.MemberAddRequest):
         names.learn(MEMBER + 1 + PEER_URLS.index(asked.peerURLs[0]), answer.member.ID)
     elif isinstance(answer, pb.AuthenticateResponse) and isinstance(asked, pb.AuthenticateRequest):
         names.learn_token(asked.name, answer.token)
+    elif isinstance(answer, LockResponse):
+        learn_lock(step, answer.key, names)
+    elif isinstance(answer, CampaignResponse):
+        learn_lock(step, answer.leader.key, names)
+        names.learn_leader(answer.leader.rev)
 
 
 def _comparable(answer: Answer, names: Names, members: int) -> Answer:

@@ -31,7 +31,7 @@ def judge_is_here(version: str) -> bool:
 def running_pair(folder: Path, members: int, judge: str = "3.5.1") -> Iterator[Pair]:
     """Of three members of ours a follower is asked: what it says has gone through the leader's log."""
     (folder / "etcd").mkdir()
-    etcd = EtcdCluster(folder / "etcd", size=1, program=JUDGES[judge])
+    etcd = EtcdCluster(folder / "etcd", size=1, program=JUDGES[judge], flags=["--bcrypt-cost=4"])
     with contextlib.ExitStack() as stack:
         stack.callback(etcd.stop)
         etcd.start()

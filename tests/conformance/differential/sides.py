@@ -4,6 +4,7 @@ An answer is text: the response in protobuf's text form, or the code and message
 a member and a term differ between two clusters of one kind too; so only whether they are there is kept.
 """
 
+import contextlib
 import hashlib
 import threading
 from collections import defaultdict
@@ -16,8 +17,9 @@ import grpc
 from google.protobuf.message import Message
 from google.protobuf.text_format import MessageToString
 
-from kvstore.pb import kv_pb2 as pb_kv
 from kvstore.pb import rpc_pb2 as pb
+from kvstore.pb.kv_pb2 import Event, KeyValue
+from tests.conformance.differential.auth_requests import ROOT_PASSWORDS
 from tests.conformance.differential.cases import Names, Step
 from tests.conformance.rpcs import RPCS
 
@@ -65,12 +67,27 @@ class Side:
         """Linearizable, so that a follower is asked for the newest one."""
         return int(self.ask("Range", pb.RangeRequest(key=b"\0", count_only=True)).header.revision)
 
-    def keys(self, prefix: bytes) -> list[bytes]:
-        """Of all keys that begin so, the oldest first."""
+    def pairs(self, prefix: bytes) -> list[KeyValue]:
+        """All keys that begin so."""
         end = prefix[:-1] + bytes([prefix[-1] + 1])
-        created = pb.RangeRequest.SortTarget.CREATE
-        request = pb.RangeRequest(key=prefix, range_end=end, keys_only=True, sort_target=created, sort_order="ASCEND")
-        return [pair.key for pair in self.ask("Range", request).kvs]
+        return list(self.ask("Range", pb.RangeRequest(key=prefix, range_end=end)).kvs)
+
+    def sign_in(self) -> None:
+        """Become root for what the runner asks for itself, when auth is on. etcd 3.4 has no AuthStatus to ask."""
+        self.admin = ()
+        try:
+            self.ask("UserList", pb.AuthUserListRequest())
+        except grpc.RpcError as error:
+            if error.code() == grpc.StatusCode.UNIMPLEMENTED:
+                return
+            self.admin = self._root()
+
+    def _root(self) -> Metadata:
+        for password in ROOT_PASSWORDS:
+            with contextlib.suppress(grpc.RpcError):
+                root = pb.AuthenticateRequest(name="root", password=password)
+                return (("token", self.ask("Authenticate", root).token),)
+        raise AssertionError(f"{self.name} has auth on, and nobody can turn it off")
 
     def open_watch(
         self, changed: threading.Condition, names: Names, client: int = 0, metadata: Metadata = ()
@@ -134,7 +151,7 @@ class WatchSide:
     def __init__(
         self, watch: Callable[..., Any], changed: threading.Condition, names: Names, metadata: Metadata
     ) -> None:
-        self.events: dict[int, list[pb_kv.Event]] = defaultdict(list)
+        self.events: dict[int, list[Event]] = defaultdict(list)
         self.replies: list[Answer] = []
         self.faults: list[str] = []  # what no server may do, whatever the other does
         self._changed = changed

@@ -194,7 +194,7 @@ class Stream:
                 watcher.next_revision = max(watcher.next_revision, self._play.revision + 1)
             changed.wait_for(lambda: all(self._has_all(side) for side in sides), REPLY_SECONDS)
             for watch_id in sorted(self._etcd.events.keys() | self._ours.events.keys() | self._owed.keys()):
-                events = [side.events[watch_id] for side in sides]
+                events = [sorted(side.events[watch_id], key=_order) for side in sides]
                 expect(_texts(events[0]), _texts(events[1]), f"watch {watch_id}")
                 if len(events[0]) != self._owed[watch_id]:
                     got, there = _texts(events[0]), _texts(self._witness.events)
@@ -234,6 +234,8 @@ class Streams:
         play = self._play
         if not play.lagging or play.revision == play.compact_revision:
             return
+        for side in play.sides:
+            side.sign_in()
         probes = [
             side.open_watch(play.changed, names, metadata=side.admin)
             for side, names in zip(play.sides, play.names, strict=True)
@@ -257,6 +259,11 @@ class Streams:
 def everything_from(revision: int) -> pb.WatchRequest:
     create = pb.WatchCreateRequest(key=b"\0", range_end=b"\0", start_revision=revision)
     return pb.WatchRequest(create_request=create)
+
+
+def _order(event: Event) -> tuple[int, bytes]:
+    """As they came; but which key of a lock comes first within a revision depends on ids that a server picked."""
+    return event.kv.mod_revision, event.kv.key if b"/" in event.kv.key else b""
 
 
 def _texts(answers: Sequence[Answer]) -> str:
