@@ -38,7 +38,11 @@ class ElectionService(ElectionServicer):
         with self._waiters.one_more():
             claim, joined = await queue.join(request.lease, request.value)
             if not joined.succeeded and joined.responses[0].response_range.kvs[0].value != request.value:
-                await self._proclaim(claim, request.value)
+                try:
+                    await self._proclaim(claim, request.value)
+                except KvError:
+                    await claim.delete()  # it resigns, as etcd: whoever waits behind it goes on
+                    raise
             await queue.wait_first(claim)
             # etcd does not look again, and calls one a leader whose lease has ended while it waited.
             if not (await claim.get()).kvs:

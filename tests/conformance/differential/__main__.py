@@ -10,6 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from tests.conformance.differential import record
 from tests.conformance.differential.generator import HOW_OFTEN, Generator
 from tests.conformance.differential.servers import JUDGES, running_pair
 from tests.conformance.differential.shrink import report
@@ -23,8 +24,11 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--theme", choices=list(HOW_OFTEN), help="cases of this kind only")
     parser.add_argument("--members", type=int, choices=(1, 3), default=1)
+    parser.add_argument("--record", action="store_true", help="add the result to docs/DIFFERENTIAL.md")
     options = parser.parse_args()
-    deadline = time.monotonic() + options.seconds
+    commit = record.commit() if options.record else ""
+    begin = time.monotonic()
+    deadline = begin + options.seconds
     cases = differences = 0
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -43,6 +47,10 @@ def main() -> int:
         f"{cases} cases from seed {options.seed}, {pair.coverage.operations} operations compared with etcd"
         f" {options.judge}, {differences} cases differ"
     )
+    if options.record:
+        run = {"commit": commit, "judge": options.judge, "members": options.members, "cases": cases}
+        run |= {"operations": pair.coverage.operations, "differences": differences}
+        record.add({**run, "seconds": round(time.monotonic() - begin)}, pair.coverage)
     return 1 if differences else 0
 
 

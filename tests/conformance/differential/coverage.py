@@ -92,8 +92,8 @@ class Coverage:
 
     def see(self, text: str) -> None:
         """An answer to both sides' satisfaction; what is no error is not looked at."""
-        if PREFIX in text and "\n" not in text:
-            self.errors[text.rpartition(PREFIX)[2]] += 1
+        if text and "\n" not in text:
+            self.errors[text.rpartition(PREFIX)[2] if PREFIX in text else text] += 1
 
     def calls_of(self, rpc: str) -> int:
         return sum(count for call, count in self.calls.items() if call.partition(" ")[0] == rpc)

@@ -177,7 +177,7 @@ def _of_auth(auth: AuthRequests) -> dict[str, Callable[[], Message]]:
         **{"UserGrantRole": auth.user_grant_role, "UserRevokeRole": auth.user_revoke_role},
         **{"RoleAdd": auth.role_add, "RoleGet": auth.role_get, "RoleList": pb.AuthRoleListRequest},
         **{"RoleDelete": auth.role_delete, "RoleGrantPermission": auth.role_grant_permission},
-        "RoleRevokePermission": auth.role_revoke_permission,
+        **{"RoleRevokePermission": auth.role_revoke_permission, "Alarm": pb.AlarmRequest},
     }
 
 

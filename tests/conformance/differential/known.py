@@ -108,6 +108,11 @@ KNOWN: Final = {
         "may be dropped, and is never answered",
         "done; etcd is asked again",
     ),
+    "alarm with auth": Known(
+        "an alarm is raised while auth is on",
+        "auth is not looked at any more",
+        "it is; no case does it",
+    ),
     "late lock": Known(
         "a lock whose key went away while it waited",
         "is taken",

@@ -175,7 +175,7 @@ class WatchSide:
         try:
             for response in self._call:
                 with self._changed:
-                    self._take(self._names.seen(response))
+                    self._take(response)
                     self._changed.notify_all()
         except grpc.RpcError as error:
             if error.code() != grpc.StatusCode.CANCELLED:

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 import pytest
 
 from kvstore.pb import rpc_pb2 as pb
+from kvstore.pb import v3election_pb2 as pb_election
+from tests.conformance.differential import record
 from tests.conformance.differential.cases import BASE, LEASE, MEMBER, SYNC, WATCH, Case, Names, Step
 from tests.conformance.differential.generator import Generator
 from tests.conformance.differential.runner import Pair
@@ -86,6 +88,13 @@ FOUND: dict[str, Case] = {
     ],
     # Its text has a code in etcd's table, and is sent with another.
     "remove the only member": [Step("MemberRemove", pb.MemberRemoveRequest(ID=MEMBER))],
+    # Who campaigns again and cannot proclaim its value resigns.
+    "a campaign that cannot proclaim lets the next one go on": [
+        Step("LeaseGrant", pb.LeaseGrantRequest(ID=1, TTL=100)),
+        Step("Put", pb.PutRequest(key=b"l/1267")),
+        Step("Campaign", pb_election.CampaignRequest(name=b"l", lease=1)),
+        Step("Campaign", pb_election.CampaignRequest(name=b"l", lease=0x1267, value=b"1")),
+    ],
 }
 OF_ONE_MEMBER = {"promote a learner that was removed", "remove the only member"}
 
@@ -134,6 +143,10 @@ def test_a_difference_is_found_and_shrunk(pair: Pair, monkeypatch: pytest.Monkey
     assert "-- etcd" in found
     assert found.count("Step(") == 2, found
     assert "limit" not in found.partition("step")[0], found
+
+
+def test_the_page_is_made_from_the_results() -> None:
+    assert record.PAGE.read_text() == record.page()
 
 
 def test_the_same_seed_is_the_same_case() -> None:

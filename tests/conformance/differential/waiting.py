@@ -47,7 +47,15 @@ class Waiting:
         if step.call != "Observe":
             for number, (side, names) in enumerate(zip(play.sides, play.names, strict=True)):
                 revisions[number] = self._own(side, names, step, futures[number], before[number])
+                self._learn(step, futures[number], names)
         self._pending.append(_Pending(step, futures, prefix, revisions[0]))
+
+    def _learn(self, step: Step, future: "Future[Answer]", names: Names) -> None:
+        """At once: another that waited may be answered with this one's key."""
+        answer: Any = future.result() if future.done() else None
+        key = getattr(answer, "key", b"") or getattr(getattr(answer, "leader", None), "key", b"")
+        if key:
+            learn_lock(step, key, names)
 
     def _own(
         self, side: Side, names: Names, step: Step, future: "Future[Answer]", before: dict[bytes, KeyValue]

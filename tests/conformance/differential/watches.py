@@ -8,6 +8,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from kvstore.pb import rpc_pb2 as pb
 from kvstore.pb.kv_pb2 import Event
@@ -194,7 +195,10 @@ class Stream:
                 watcher.next_revision = max(watcher.next_revision, self._play.revision + 1)
             changed.wait_for(lambda: all(self._has_all(side) for side in sides), REPLY_SECONDS)
             for watch_id in sorted(self._etcd.events.keys() | self._ours.events.keys() | self._owed.keys()):
-                events = [sorted(side.events[watch_id], key=_order) for side in sides]
+                events = [
+                    sorted(map(names.seen, side.events[watch_id]), key=_order)
+                    for side, names in zip(sides, self._play.names, strict=True)
+                ]
                 expect(_texts(events[0]), _texts(events[1]), f"watch {watch_id}")
                 if len(events[0]) != self._owed[watch_id]:
                     got, there = _texts(events[0]), _texts(self._witness.events)
@@ -261,7 +265,7 @@ def everything_from(revision: int) -> pb.WatchRequest:
     return pb.WatchRequest(create_request=create)
 
 
-def _order(event: Event) -> tuple[int, bytes]:
+def _order(event: Any) -> tuple[int, bytes]:
     """As they came; but which key of a lock comes first within a revision depends on ids that a server picked."""
     return event.kv.mod_revision, event.kv.key if b"/" in event.kv.key else b""
 
