@@ -167,12 +167,13 @@ def _good(urls: Sequence[str], own: bool = False) -> bool:
     return bool(urls) and set(urls) <= GOOD_URLS and not (own and set(urls) == {OWN_PEER_URL})
 
 
-def only_ours(message: Message) -> tuple[str, str]:
-    """For a request that must not be asked of the judge: the row, and the answer that is ours."""
+def only_ours(message: Message) -> tuple[str, set[str]]:
+    """For a request that must not be asked of the judge: the row, and the answers that may be ours."""
     if isinstance(message, pb.RangeRequest) and (
         message.sort_order not in (0, 1, 2) or message.sort_target not in (0, 1, 2, 3, 4)
     ):
-        return "sort", "INVALID_ARGUMENT: etcdserver: invalid sort option"
+        return "sort", {"INVALID_ARGUMENT: etcdserver: invalid sort option"}
     if isinstance(message, pb.MemberUpdateRequest) and not _good(message.peerURLs):
-        return "update urls", "INVALID_ARGUMENT: etcdserver: given member URLs are invalid"
-    return "", ""
+        refused = "INVALID_ARGUMENT: etcdserver: given member URLs are invalid"
+        return "update urls", {refused, "NOT_FOUND: etcdserver: member not found"}
+    return "", set()
