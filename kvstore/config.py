@@ -54,6 +54,7 @@ class ServerConfig:
     listen_client_http_urls: tuple[str, ...] = ()  # HTTP/1.1 only; listen_client_urls then serve gRPC only
     listen_metrics_urls: tuple[str, ...] = ()
     enable_grpc_gateway: bool = True  # /v3/ over HTTP
+    enable_grpc_reflection: bool = False
     cors: frozenset[str] = frozenset()  # origins whose pages a browser may show our answers; "*" is every one
     host_whitelist: frozenset[str] = frozenset(("*",))  # Host headers that are answered without TLS
     rpc: str = ""  # one of kvstore.rpc.FRONTS; "": its default
@@ -404,6 +405,7 @@ def _build(values: _Values, notes: list[str]) -> ServerConfig:
         listen_client_http_urls=values.urls("listen-client-http-urls"),
         listen_metrics_urls=values.urls("listen-metrics-urls"),
         enable_grpc_gateway=values.boolean("enable-grpc-gateway"),
+        enable_grpc_reflection=values.boolean("enable-grpc-reflection"),
         cors=values.names("cors"),
         host_whitelist=values.names("host-whitelist"),
         rpc=values.text("rpc"),

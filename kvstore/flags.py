@@ -38,6 +38,7 @@ _SERVED: Final = [
     Setting("listen-client-http-urls", "urls", "", "Serve HTTP/1.1 here and no longer beside gRPC.", MEMBER),
     Setting("listen-metrics-urls", "urls", "", "Serve /metrics and /health here too.", MEMBER),
     Setting("enable-grpc-gateway", "bool", "true", "Serve /v3/ as JSON over HTTP.", MEMBER),
+    Setting("enable-grpc-reflection", "bool", "false", "Tell tools such as grpcurl what is served.", MEMBER),
     Setting("rpc", "choice:nghttp2|grpcio", "", "Which gRPC carries clients and peers; empty: the fastest.", MEMBER),
     Setting("heartbeat-interval", "int", "100", "Milliseconds between two heartbeats of a leader.", MEMBER),
     Setting("election-timeout", "int", "1000", "Milliseconds without a leader before an election.", MEMBER),

@@ -17,6 +17,7 @@ from prometheus_client.registry import Collector
 from kvstore.version import CLUSTER_VERSION, ETCD_VERSION
 
 if TYPE_CHECKING:
+    from kvstore.gateway.health import Health
     from kvstore.server.server import KvServer
 
 CONTENT_TYPE: Final = CONTENT_TYPE_PLAIN_0_0_4
@@ -24,14 +25,11 @@ CONTENT_TYPE: Final = CONTENT_TYPE_PLAIN_0_0_4
 
 @final
 class Metrics:
-    def __init__(self, server: "KvServer") -> None:
+    def __init__(self, server: "KvServer", health: "Health") -> None:
         self._registry = CollectorRegistry()
-        self._state = _State(server)
+        self._state = _State(server, health)
         self._registry.register(self._state)
         ProcessCollector(registry=self._registry)
-
-    def count_health(self, healthy: bool) -> None:
-        self._state.health[healthy] += 1
 
     def exposition(self, keys: int) -> bytes:
         """keys: how many live keys the store holds, which cannot be known without waiting."""
@@ -41,9 +39,9 @@ class Metrics:
 
 @final
 class _State(Collector):
-    def __init__(self, server: "KvServer") -> None:
+    def __init__(self, server: "KvServer", health: "Health") -> None:
         self._server = server
-        self.health = {True: 0, False: 0}  # checks by their answer
+        self._health_pages = health
         self.keys = 0
         self._leader_changes = 0
         server.on_leader_change.append(self._leader_changed)
@@ -131,8 +129,14 @@ class _State(Collector):
         )
 
     def _health(self) -> Iterable[Metric]:
-        yield _untyped("etcd_server_health_success", "The total number of successful health checks", self.health[True])
-        yield _untyped("etcd_server_health_failures", "The total number of failed health checks", self.health[False])
+        yield _untyped(
+            "etcd_server_health_success",
+            "The total number of successful health checks",
+            self._health_pages.answers[True],
+        )
+        yield _untyped(
+            "etcd_server_health_failures", "The total number of failed health checks", self._health_pages.answers[False]
+        )
 
     def _identity(self) -> Iterable[Metric]:
         yield _label(

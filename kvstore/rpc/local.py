@@ -283,6 +283,9 @@ class LocalMethods:
     def add_generated(self, path: str, handler: Any) -> None:
         self._methods[path] = _Generated(handler)
 
+    def paths(self) -> list[str]:
+        return sorted(self._methods)
+
     async def call(self, path: str, request: bytes, origin: Origin) -> bytes:
         """Raises KvError."""
         try:

@@ -42,6 +42,7 @@ class Services:
 def register(rpc: "RpcServer", server: "KvServer") -> Services:
     """Add every service to a front that has not started."""
     from kvstore.pb import history_pb2_grpc, rpc_pb2_grpc, v3election_pb2_grpc, v3lock_pb2_grpc
+    from kvstore.services import health, reflection
     from kvstore.services.cluster import ClusterService
     from kvstore.services.election import ElectionService
     from kvstore.services.history import HistoryService
@@ -66,6 +67,9 @@ def register(rpc: "RpcServer", server: "KvServer") -> Services:
     waiters = Waiters()
     rpc.add_servicer(v3lock_pb2_grpc.add_LockServicer_to_server, _make(LockService, rpc.local, waiters))
     rpc.add_servicer(v3election_pb2_grpc.add_ElectionServicer_to_server, _make(ElectionService, rpc.local, waiters))
+    health.register(rpc)
+    if server.config.enable_grpc_reflection:
+        reflection.register(rpc)
     return Services(kv, watch, lease, waiters)
 
 

@@ -194,3 +194,41 @@ async def test_a_request_without_a_result_is_counted_as_failed(live: Live) -> No
     await until(put.done, "it has waited long enough")
     assert put.exception() is not None
     assert metrics_of((await ask(app, "/metrics")).body.decode())["etcd_server_proposals_failed_total"] == before + 1
+
+
+async def test_livez_and_readyz(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    survivor = await live.follower()
+    app = app_of(survivor)
+    names = ["data_corruption", "serializable_read", "linearizable_read", "non_learner"]
+    for target in ("/livez", "/readyz", "/livez/serializable_read", *(f"/readyz/{name}" for name in names)):
+        answer = await ask(app, target)
+        assert answer.short == (200, "ok\n"), target
+        assert (answer.headers["content-type"], answer.headers["x-content-type-options"]) == (PLAIN, "nosniff")
+    whole = "".join(f"[+]{name} ok\n" for name in names)
+    assert (await ask(app, "/readyz?verbose")).short == (200, f"{whole}ok\n")
+    less = whole.replace("[+]linearizable_read ok\n", "")
+    assert (await ask(app, "/readyz?verbose&exclude=linearizable_read&exclude=nope")).short == (200, f"{less}ok\n")
+    assert (await ask(app, "/livez/serializable_read?verbose")).short == (200, "[+]serializable_read ok\nok\n")
+    assert (await ask(app, "/livez", "POST")).status == 405
+    assert (await ask(app, "/livez/linearizable_read")).status == 404
+
+    monkeypatch.setattr("kvstore.gateway.health.alarms", lambda server: ["CORRUPT"])
+    corrupt = whole.replace("[+]data_corruption ok", "[-]data_corruption failed: alarm activated: CORRUPT")
+    assert (await ask(app, "/readyz")).short == (503, f"{corrupt}\n")
+    assert (await ask(app, "/livez")).status == 200
+    assert (await ask(app, "/health")).short == (503, '{"health":"false","reason":"ALARM CORRUPT"}\n')
+    assert (await ask(app, "/health?exclude=CORRUPT")).short == HEALTHY
+    monkeypatch.undo()
+
+    async def fails() -> None:
+        raise TIMEOUT
+
+    monkeypatch.setattr(survivor.server, "linearizable", fails)
+    monkeypatch.setattr(type(survivor.server), "is_learner", True)
+    answer = await ask(app, "/readyz?exclude=data_corruption")
+    assert answer.short == (
+        503,
+        "[+]serializable_read ok\n[-]linearizable_read failed: etcdserver: request timed out\n"
+        "[-]non_learner failed: not supported for learner\n\n",
+    )
+    assert (await ask(app, "/livez")).status == 200

@@ -45,6 +45,7 @@ class FakeServer:
             heartbeat_interval=election_timeout // 10,
             request_timeout=5.0,
             lease_checkpoint=False,
+            enable_grpc_reflection=False,
         )
         self.store = MvccStore.open(path)
         self.hub = WatchHub(self.store, WatchLimits(progress_seconds=progress_seconds), self.header)
