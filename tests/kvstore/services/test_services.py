@@ -291,8 +291,10 @@ async def test_maintenance_answers_as_etcd_does(peer: Peer) -> None:
 async def test_members_need_a_url(peer: Peer) -> None:
     for urls in ([], ["a:1"], ["http://a"], ["http://a:1", "http://b:1/"]):
         assert await refused(peer.cluster.MemberAdd(pb.MemberAddRequest(peerURLs=urls))) == errors.MEMBER_BAD_URLS
-        update = pb.MemberUpdateRequest(ID=1, peerURLs=urls)
+        update = pb.MemberUpdateRequest(ID=0xA1, peerURLs=urls)
         assert await refused(peer.cluster.MemberUpdate(update)) == errors.MEMBER_BAD_URLS
+        update.ID = 1
+        assert await refused(peer.cluster.MemberUpdate(update)) == errors.MEMBER_NOT_FOUND, "said first"
 
 
 async def test_member_list_has_no_revision(peer: Peer) -> None:
