@@ -10,6 +10,8 @@ from typing import Any, Final, NoReturn
 
 import typer
 
+from kvstore.kvctl.commands.check_datascale import check_datascale
+from kvstore.kvctl.commands.check_perf import check_perf
 from kvstore.kvctl.commands.compact import compact
 from kvstore.kvctl.commands.completion_install import completion_install
 from kvstore.kvctl.commands.completion_show import completion_show
@@ -31,6 +33,7 @@ from kvstore.kvctl.commands.lease_list import lease_list
 from kvstore.kvctl.commands.lease_revoke import lease_revoke
 from kvstore.kvctl.commands.lease_timetolive import lease_timetolive
 from kvstore.kvctl.commands.lock import lock
+from kvstore.kvctl.commands.make_mirror import make_mirror
 from kvstore.kvctl.commands.member_add import member_add
 from kvstore.kvctl.commands.member_list import member_list
 from kvstore.kvctl.commands.member_promote import member_promote
@@ -57,6 +60,7 @@ VERBS: Final[dict[str, Callable[..., Awaitable[None]]]] = {
     "history": history,
     "import": import_,
     "export": export,
+    "make-mirror": make_mirror,
     "lease grant": lease_grant,
     "lease revoke": lease_revoke,
     "lease keep-alive": lease_keep_alive,
@@ -75,6 +79,8 @@ VERBS: Final[dict[str, Callable[..., Awaitable[None]]]] = {
     "endpoint hashkv": endpoint_hashkv,
     "snapshot save": snapshot_save,
     "snapshot status": snapshot_status,
+    "check perf": check_perf,
+    "check datascale": check_datascale,
     "debug log": debug_log,
     "debug state": debug_state,
     "debug trace": debug_trace,
@@ -88,6 +94,7 @@ GROUPS: Final = {
     "member": "The members of the cluster.",
     "endpoint": "State, health and hash of each endpoint.",
     "snapshot": "The state as a file, which a new cluster may begin with.",
+    "check": "How much the cluster can do.",
     "debug": "What is in a stopped member's files, and in traces.",
     "completion": "Completion of verbs and options in bash, zsh and fish.",
 }
