@@ -18,20 +18,19 @@ import errno
 import gc
 import os
 import signal
-import ssl
 import time
 from functools import partial
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from kvstore import logs
-from kvstore.config import ServerConfig, TlsFiles
+from kvstore.config import ServerConfig
 from kvstore.failpoints import FailpointError, arm_all
+from kvstore.tls import channel_tls, make_certificates, server_tls, tls_problem
 
 if TYPE_CHECKING:
     from kvstore.admin import AdminSocket
     from kvstore.gateway.ports import HttpPorts
     from kvstore.lag import LoopLag
-    from kvstore.rpc import ChannelTls, ServerTls
     from kvstore.rpc.base import RpcServer
     from kvstore.server.server import KvServer
     from raft.core.ports import Tracer
@@ -60,10 +59,6 @@ def run(config: ServerConfig) -> int:
         return FAILED
     if config.failpoints:
         log.warning("failpoints are armed: this member will fail on purpose", failpoints=config.failpoints)
-    problem = _tls_problem(config)
-    if problem:
-        log.error(problem)
-        return FAILED
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             return runner.run(_serve(config))
@@ -100,7 +95,7 @@ async def _serve(config: ServerConfig) -> int:
     stopping = _on_signals()
     lag = LoopLag() if wants_lag() or config.admin_socket is not None else None
     front = await _check_front(config)
-    peer_channel = partial(make_peer_channel, front=front, tls=_channel_tls(config.peer_tls))
+    peer_channel = partial(make_peer_channel, front=front, tls=channel_tls(config.peer_tls))
     member = await open_member(config, channel_factory=peer_channel)
     identity = member.identity
     log.info(
@@ -115,7 +110,7 @@ async def _serve(config: ServerConfig) -> int:
     transport = GrpcTransport(
         PeerIdentity(identity.cluster_id, identity.member_id, identity.instance),
         list(config.listen_peer_urls),
-        server_factory=partial(make_peer_server, front=front, tls=_server_tls(config.peer_tls)),
+        server_factory=partial(make_peer_server, front=front, tls=server_tls(config.peer_tls)),
         channel_factory=peer_channel,
     )
     server = KvServer(config, member, transport, tracer=_raft_tracer(config))
@@ -158,7 +153,7 @@ def _make_ports(config: ServerConfig, server: "KvServer", front: str) -> "tuple[
     from kvstore.gateway.ports import HttpPorts
     from kvstore.rpc import ServerOptions, make_server
 
-    tls = _server_tls(config.client_tls)
+    tls = server_tls(config.client_tls)
     options = ServerOptions(
         max_request_bytes=config.max_request_bytes,
         max_concurrent_streams=min(config.max_concurrent_streams, STREAMS_MAX),
@@ -201,6 +196,7 @@ async def _check_front(config: ServerConfig) -> str:
 
     from kvstore.rpc import choose_front, default_front
     from kvstore.rpc.address import can_listen, host_port
+    from kvstore.server.bootstrap import BootstrapError
 
     if config.rpc:
         choose_front(config.rpc)
@@ -218,50 +214,11 @@ async def _check_front(config: ServerConfig) -> str:
     ):
         for url in urls:
             await can_listen(host_port(url))
+    problem = tls_problem(config, front)
+    if problem:
+        raise BootstrapError(problem)
+    make_certificates(config)
     return front
-
-
-def _server_tls(files: TlsFiles | None) -> "ServerTls | None":
-    from kvstore.rpc import ServerTls
-
-    if files is None:
-        return None
-    return ServerTls(
-        cert_file=files.cert_file,
-        key_file=files.key_file,
-        client_ca_file=files.ca_file,
-        client_auth=files.client_auth,
-    )
-
-
-def _channel_tls(files: TlsFiles | None) -> "ChannelTls | None":
-    """What a member shows to its peers, and whom of them it believes."""
-    from kvstore.rpc import ChannelTls
-
-    if files is None:
-        return None
-    return ChannelTls(ca_file=files.ca_file, cert_file=files.cert_file, key_file=files.key_file)
-
-
-def _tls_problem(config: ServerConfig) -> str:
-    """Why the files cannot be used; "" when they can. Of the fronts only one would tell."""
-    for prefix, files in (("", config.client_tls), ("peer-", config.peer_tls)):
-        tls = _server_tls(files)
-        if tls is None:
-            continue
-        for path in tls.files():
-            try:
-                path.read_bytes()
-            except OSError as error:
-                return f"{path}, of the TLS settings, cannot be read: {error.strerror}"
-        try:
-            tls.context()
-        except ssl.SSLError as error:
-            return (
-                f"--{prefix}cert-file, --{prefix}key-file and --{prefix}trusted-ca-file must be PEM files, and key "
-                f"and certificate belong together: {error.reason or error}"
-            )
-    return ""
 
 
 async def _open_admin(config: ServerConfig, server: "KvServer", lag: "LoopLag | None") -> "AdminSocket | None":

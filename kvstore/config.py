@@ -18,6 +18,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from kvstore.flags import FILE_SECTIONS, GATES, LOCAL_CLIENT, LOCAL_PEER, REQUEST_BYTES_MAX, SETTINGS, Setting
+from kvstore.tls_settings import TlsFiles, tls_files
 
 MEMBER_NAME_MAX: Final = 256
 GRPC_OVERHEAD_BYTES: Final = 512 * 1024  # the front takes this much more than one request may have
@@ -31,16 +32,6 @@ class SettingsError(Exception):
 
 
 UNIT_SECONDS: Final = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TlsFiles:
-    """Of the client ports, or of the peers' port. client_auth: who connects must show a certificate of ca_file's."""
-
-    cert_file: Path
-    key_file: Path
-    ca_file: Path | None = None
-    client_auth: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -270,8 +261,8 @@ class _Values:
             raise self.error(flag, f"{value!r} is neither true nor false")
         return value == "true"
 
-    def names(self, flag: str) -> frozenset[str]:
-        return frozenset(part.strip() for part in self.text(flag).split(",") if part.strip())
+    def listed(self, flag: str) -> tuple[str, ...]:
+        return tuple(part.strip() for part in self.text(flag).split(",") if part.strip())
 
     def seconds(self, flag: str) -> float:
         """A duration as Go writes it: 10m, 1h30m, 500ms; a bare number is seconds."""
@@ -346,39 +337,6 @@ def _check_listeners(values: _Values) -> None:
         raise values.error("listen-peer-urls", "http:// and https:// cannot be mixed: a peer's port speaks one of them")
 
 
-def _tls(values: _Values, prefix: str, listeners: tuple[str, ...], notes: list[str]) -> TlsFiles | None:
-    """The files behind the listeners' https:// URLs."""
-    cert_flag, key_flag, ca_flag, auth_flag = (
-        prefix + name for name in ("cert-file", "key-file", "trusted-ca-file", "client-cert-auth")
-    )
-    cert, key, ca = (values.path(flag) for flag in (cert_flag, key_flag, ca_flag))
-    auth = values.boolean(auth_flag)
-    urls = [(flag, url) for flag in listeners for url in values.urls(flag)]
-    secure = [(flag, url) for flag, url in urls if url.startswith("https://")]
-    if (cert is None) != (key is None):
-        given, missing = (cert_flag, key_flag) if key is None else (key_flag, cert_flag)
-        raise values.error(given, f"--{missing} is needed too")
-    if auth and ca is None:
-        raise values.error(auth_flag, f"--{ca_flag} is needed too: whose certificates are to be believed?")
-    if secure and cert is None:
-        flag, url = secure[0]
-        raise values.error(flag, f"{url}: https:// needs --{cert_flag} and --{key_flag}")
-    if ca is not None and not secure:
-        raise values.error(
-            auth_flag if auth else ca_flag,
-            f"nobody is asked for a certificate at {urls[0][1]}: give --{urls[0][0]} an https:// URL, or leave it out",
-        )
-    if cert is None or key is None:
-        return None
-    # etcd says so too, and goes on.
-    notes += [
-        f"--{flag}: {url} does not speak TLS, --{cert_flag} has no effect there"
-        for flag, url in urls
-        if (flag, url) not in secure
-    ]
-    return TlsFiles(cert_file=cert, key_file=key, ca_file=ca, client_auth=ca is not None)
-
-
 def _build(values: _Values, notes: list[str]) -> ServerConfig:
     name = values.text("name")
     if not name or len(name) > MEMBER_NAME_MAX or "=" in name or "," in name:
@@ -395,19 +353,20 @@ def _build(values: _Values, notes: list[str]) -> ServerConfig:
         )
     peer_urls = values.urls("initial-advertise-peer-urls")
     _check_listeners(values)
-    client_tls = _tls(values, "", CLIENT_LISTENERS, notes)
-    peer_tls = _tls(values, "peer-", PEER_LISTENERS, notes)
+    data_dir = Path(values.text("data-dir") or f"{name}.kvstore")
+    client_tls = tls_files(values, "", CLIENT_LISTENERS, data_dir, notes)
+    peer_tls = tls_files(values, "peer-", PEER_LISTENERS, data_dir, notes)
     return ServerConfig(
         name=name,
-        data_dir=Path(values.text("data-dir") or f"{name}.kvstore"),
+        data_dir=data_dir,
         listen_client_urls=values.urls("listen-client-urls"),
         listen_peer_urls=values.urls("listen-peer-urls"),
         listen_client_http_urls=values.urls("listen-client-http-urls"),
         listen_metrics_urls=values.urls("listen-metrics-urls"),
         enable_grpc_gateway=values.boolean("enable-grpc-gateway"),
         enable_grpc_reflection=values.boolean("enable-grpc-reflection"),
-        cors=values.names("cors"),
-        host_whitelist=values.names("host-whitelist"),
+        cors=frozenset(values.listed("cors")),
+        host_whitelist=frozenset(values.listed("host-whitelist")),
         rpc=values.text("rpc"),
         client_tls=client_tls,
         peer_tls=peer_tls,

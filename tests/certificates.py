@@ -83,6 +83,18 @@ class Authority:
         _replace(pair.cert, _pem(certificate))
         return pair
 
+    def revoke(self, pairs: tuple[Pair, ...]) -> Path:
+        """A list that names those and no others; it takes the place of the last one."""
+        now = datetime.datetime.now(datetime.UTC)
+        builder = x509.CertificateRevocationListBuilder().issuer_name(self._name).last_update(now)
+        builder = builder.next_update(now + VALID)
+        for pair in pairs:
+            one = x509.RevokedCertificateBuilder().serial_number(pair.serial).revocation_date(now).build()
+            builder = builder.add_revoked_certificate(one)
+        path = self.path.with_suffix(".crl")
+        _replace(path, builder.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
+        return path
+
 
 class Certificates:
     def __init__(self, folder: Path) -> None:
@@ -93,6 +105,10 @@ class Certificates:
         self.server = self.authority.sign("server")
         self.client = self.authority.sign("client")
         self.other = self.other_authority.sign("other")
+
+    def revoke(self, *pairs: Pair) -> Path:
+        """The authority's list of revoked certificates. For a set of one's own."""
+        return self.authority.revoke(pairs)
 
     def renew_server(self) -> None:
         """Takes the place of `server` on the disk. For a set of one's own: the session's is shared."""

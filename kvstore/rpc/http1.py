@@ -13,7 +13,6 @@ request that does not arrive whole, an answer that nobody reads, a close that th
 import asyncio
 import logging
 import socket
-import ssl
 from dataclasses import dataclass
 from email.utils import formatdate
 from functools import partial
@@ -27,7 +26,8 @@ from uvicorn.protocols.websockets.wsproto_impl import WSProtocol
 from uvicorn.server import ServerState
 
 from kvstore.rpc.address import can_listen, host_port, is_secure, split
-from kvstore.rpc.tls import RELOAD_SECONDS, ServerTls
+from kvstore.rpc.admission import Admission
+from kvstore.rpc.tls import RELOAD_SECONDS, LiveTls, ServerTls
 
 log = structlog.get_logger(__name__)
 
@@ -79,9 +79,9 @@ class Http1Handover:
     def connections(self) -> int:
         return len(self._open)
 
-    def protocol(self) -> asyncio.Protocol:
-        """For a new connection of which nothing has been read."""
-        return _Connection(self, self._config, self._state, self._loop)
+    def protocol(self, admission: Admission | None = None) -> asyncio.Protocol:
+        """For a new connection of which nothing has been read. admission: who of those with a certificate may stay."""
+        return _Connection(self, self._config, self._state, self._loop, admission)
 
     def take(self, transport: asyncio.Transport, first_bytes: bytes) -> None:
         """Go on with a connection of which `first_bytes` have been read; its protocol hears no more of it."""
@@ -136,16 +136,24 @@ class Http1Handover:
 @final
 class _Connection(H11Protocol):
     def __init__(
-        self, handover: Http1Handover, config: Config, state: ServerState, loop: asyncio.AbstractEventLoop
+        self,
+        handover: Http1Handover,
+        config: Config,
+        state: ServerState,
+        loop: asyncio.AbstractEventLoop,
+        admission: Admission | None,
     ) -> None:
         super().__init__(config, state, {}, loop)
         self._handover = handover
+        self._admission = admission
         self._phase: tuple[str, object] = ("", None)  # as the last look found it, and which request it was of
         self._since = 0.0  # when a look first found it so
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
-        if not self._handover.opened(self):
+        if self._admission is not None and not self._admission.admits(transport):
+            transport.abort()
+        elif not self._handover.opened(self):
             transport.write(BUSY)
             transport.close()
 
@@ -227,24 +235,24 @@ class Http1Listener:
 
     async def start(self, urls: list[str]) -> list[str]:
         """The URLs with their real ports. Raises OSError when one is taken, ssl.SSLError for unusable files."""
-        context = self._context() if any(is_secure(url) for url in urls) else None
+        live = self._live() if any(is_secure(url) for url in urls) else None
         bound = []
         for url in urls:
             address = host_port(url)
             await can_listen(address)
             host, port = split(address)
             server = await asyncio.get_running_loop().create_server(
-                self._handover.protocol,
+                partial(self._handover.protocol, live.admission if live is not None and is_secure(url) else None),
                 host,
                 port,
-                ssl=context if is_secure(url) else None,
+                ssl=live.context if live is not None and is_secure(url) else None,
                 ssl_handshake_timeout=self._handover.limits.request_seconds if is_secure(url) else None,
             )
             self._servers.append(server)
             listening: socket.socket = server.sockets[0]
             bound.append(f"{url.partition('://')[0]}://{address.rpartition(':')[0]}:{listening.getsockname()[1]}")
-        if context is not None:
-            self._reloading = asyncio.create_task(self._reload(context))
+        if live is not None:
+            self._reloading = asyncio.create_task(self._reload(live))
         return bound
 
     def close(self) -> None:
@@ -254,26 +262,13 @@ class Http1Listener:
         for server in self._servers:
             server.close()
 
-    def _context(self) -> ssl.SSLContext:
+    def _live(self) -> LiveTls:
         if self._tls is None:
             raise ValueError("https:// needs a certificate and its key")
-        context = self._tls.context()
-        context.set_alpn_protocols(["http/1.1"])  # whoever chose h2 would not be answered here
-        return context
+        return LiveTls(self._tls, ("http/1.1",))  # whoever chose h2 would not be answered here
 
-    async def _reload(self, context: ssl.SSLContext) -> None:
+    async def _reload(self, live: LiveTls) -> None:
         """A renewed certificate is shown from the next handshake on; a broken one is not taken."""
-        assert self._tls is not None
-        stamp, told = self._tls.stamp(), ""
         while True:
             await asyncio.sleep(RELOAD_SECONDS)
-            try:
-                if stamp == (found := self._tls.stamp()):
-                    continue
-                self._tls.context()  # a pair that does not belong together must not replace half of one that does
-                context.load_cert_chain(self._tls.cert_file, self._tls.key_file)
-                stamp, told = found, ""
-            except (OSError, ssl.SSLError) as error:
-                if str(error) != told:
-                    told = str(error)
-                    log.warning("the certificate was not taken up", file=str(self._tls.cert_file), reason=told)
+            live.refresh()

@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import socket
 import ssl
 import subprocess
 import urllib.error
@@ -13,8 +14,8 @@ import pytest
 
 from kvstore.pb import rpc_pb2, rpc_pb2_grpc
 from kvstore.rpc import FRONTS
-from tests.certificates import Certificates, serial_of
-from tests.e2e.cluster import Cluster, Member, clean_environment, tls_flags, wait_for
+from tests.certificates import Certificates, Pair, serial_of
+from tests.e2e.cluster import READY, Cluster, Member, clean_environment, tls_flags, wait_for
 from tests.kvstore.client.clusters import BIN
 from tests.ports import free_ports
 
@@ -282,8 +283,6 @@ def test_kvctl_believes_any_server_when_it_is_told_to(
 def test_a_renewed_certificate_is_shown_without_a_restart(
     front: str, make_cluster: Callable[..., Cluster], own: Certificates
 ) -> None:
-    if front == "grpcio":
-        pytest.skip("grpcio reads its files once")
     with make_cluster(1, tls=own, flags=[f"--rpc={front}"]) as cluster:
         member = cluster.members[0]
 
@@ -297,3 +296,94 @@ def test_a_renewed_certificate_is_shown_without_a_restart(
         wait_for(lambda: serial() != before, "the renewed certificate is shown")
         stub.Put(rpc_pb2.PutRequest(key=b"k", value=b"2"), timeout=10)  # connections of before go on
         assert member.running
+
+
+def test_s74_a_clients_certificate_does_not_speak_raft(
+    make_cluster: Callable[..., Cluster], certificates: Certificates
+) -> None:
+    """The authority is the same one, and has signed it; its name is no member's."""
+    with make_cluster(3, tls=certificates, flags=["--peer-cert-allowed-cn=server"]) as cluster:
+        member = cluster.wait_leader()
+
+        def let_in(who: str) -> bool:
+            pair = getattr(certificates, who)
+            context = ssl.create_default_context(cafile=certificates.ca)
+            context.load_cert_chain(pair.cert, pair.key)
+            context.set_alpn_protocols(["h2"])
+            with (
+                socket.create_connection(("127.0.0.1", member.peer_port), timeout=10) as plain,
+                context.wrap_socket(plain, server_hostname="127.0.0.1") as secure,
+            ):
+                secure.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0")
+                try:
+                    return secure.recv(9) != b""  # the server's own SETTINGS
+                except OSError:
+                    return False
+
+        assert let_in("server")
+        assert not let_in("client")
+        assert "has none of the allowed names" in member.log()
+        cluster.kv(member).Put(rpc_pb2.PutRequest(key=b"k"), timeout=10)
+
+
+def test_s76_a_certificate_is_revoked_under_traffic(make_cluster: Callable[..., Cluster], own: Certificates) -> None:
+    """Members and clients go on; who is on the list of its port cannot connect any more."""
+    crl = own.revoke()
+    flags = [f"--client-crl-file={crl}", f"--peer-crl-file={crl}"]
+    with make_cluster(3, tls=own, flags=flags) as cluster:
+        leader = cluster.wait_leader()
+        stub = rpc_pb2_grpc.KVStub(leader.channel)
+        stub.Put(rpc_pb2.PutRequest(key=b"k", value=b"1"), timeout=10)
+        revoked = own.authority.sign("revoked")
+
+        def let_in(pair: Pair) -> bool:
+            shown = [f"--cacert={own.ca}", f"--cert={pair.cert}", f"--key={pair.key}", "--command-timeout=5s"]
+            return tool("kvctl", f"--endpoints={leader.client_url}", *shown, "get", "k").returncode == 0
+
+        assert let_in(revoked)
+        own.revoke(revoked)
+        wait_for(lambda: "certificates read again" in leader.log(), "the list is read")
+        assert not let_in(revoked)
+        assert let_in(own.client)
+        stub.Put(rpc_pb2.PutRequest(key=b"k", value=b"2"), timeout=10)
+        assert "is revoked" in leader.log()
+
+
+def test_members_that_make_their_certificates(make_cluster: Callable[..., Cluster]) -> None:
+    cluster = make_cluster(3, flags=["--auto-tls", "--peer-auto-tls", "--self-signed-cert-validity=2"])
+    for member in cluster.members:
+        member.arguments = [flag.replace("http://", "https://") for flag in member.arguments]
+        member.client_url = member.client_url.replace("http://", "https://")
+        member.start()
+    for member in cluster.members:
+        wait_for(lambda member=member: READY in member.log(), "ready")  # type: ignore[misc]
+    believe = "--insecure-skip-tls-verify"
+    member = cluster.members[0]
+    assert tool("kvctl", f"--endpoints={member.client_url}", believe, "put", "k", "v").stdout == "OK\n"
+    folder = member.data_dir / "fixtures"
+    for kind in ("client", "peer"):
+        assert (folder / kind / "key.pem").stat().st_mode & 0o077 == 0
+    serial = serial_of((folder / "client" / "cert.pem").read_text())
+    member.stop()
+    member.start()
+    wait_for(lambda: READY in member.log(), "ready again")
+    assert serial == serial_of((folder / "client" / "cert.pem").read_text()), "they are kept"
+    cluster.stop()
+
+
+@pytest.mark.parametrize(
+    "flag", ["--client-crl-file={crl}", "--tls-min-version=TLS1.3", "--client-cert-allowed-hostname=a"]
+)
+def test_what_grpcio_does_not_know_is_refused(tmp_path: Path, own: Certificates, flag: str) -> None:
+    [port, peer] = free_ports(2)
+    member = Member("m1", tmp_path, port, peer, own)
+    member.arguments = [
+        *("--rpc=grpcio", f"--data-dir={member.data_dir}", f"--listen-client-urls={member.client_url}"),
+        *(f"--advertise-client-urls={member.client_url}", f"--cert-file={own.server.cert}"),
+        *(f"--key-file={own.server.key}", f"--trusted-ca-file={own.ca}", flag.format(crl=own.revoke())),
+    ]
+    member.start()
+    assert member.wait_exit() == 1
+    assert "--rpc=grpcio knows no" in member.log()
+    assert "Traceback" not in member.log()
+    assert not member.data_dir.exists()

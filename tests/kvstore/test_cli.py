@@ -38,7 +38,7 @@ def test_serve_help_lists_the_settings() -> None:
     for flag in ("--name", "--data-dir", "--initial-cluster", "--snapshot-count", "--election-timeout"):
         assert flag in text
     assert "--cert-file" in text
-    assert "--auto-tls" not in text  # not served, so not offered
+    assert "--wal-dir" not in text  # not served, so not offered
 
 
 @pytest.mark.parametrize(

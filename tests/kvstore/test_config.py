@@ -95,8 +95,7 @@ def test_the_members_are_sorted_and_one_may_have_two_urls() -> None:
         ({"initial-cluster": "default=http://b:1"}, "but --initial-advertise-peer-urls is http://localhost:2380"),
         ({"initial-cluster": "default"}, "name=url is needed"),
         ({"initial-cluster": "default=http://b:1,b=http://b:1"}, "one URL stands there twice"),
-        ({"peer-auto-tls": "true"}, "--peer-auto-tls=true: not served by this version"),
-        ({"client-crl-file": "x"}, "--client-crl-file=x: not served by this version"),
+        ({"wal-dir": "x"}, "--wal-dir=x: not served by this version"),
         ({"quota-backend-bytes": "8589934592"}, "--quota-backend-bytes=8589934592: not served by this version"),
         ({"auto-compaction-retention": "-1"}, "'-1' is not a duration"),
         ({"auto-compaction-retention": "1h", "auto-compaction-mode": "revision"}, "'1h' is not a whole number"),
@@ -122,7 +121,7 @@ def test_a_wrong_setting_is_named_with_what_to_do(flags: dict[str, str], text: s
         ("client-transport-security: {cert-file: x}", "cert-file in {file}: --key-file is needed too"),
         ("peer-transport-security: [x]", "peer-transport-security in {file}: `flag: value` lines are needed"),
         ("peer-transport-security: {cert: x}", "cert in {file}: there is no such setting"),
-        ("peer-transport-security: {auto-tls: true}", "auto-tls in {file}=true: not served by this version"),
+        ("peer-transport-security: {auto-tls: true}", "auto-tls in {file}: no URL of --listen-peer-urls is https://"),
     ],
 )
 def test_a_wrong_file_is_named(tmp_path: Path, content: str, text: str) -> None:

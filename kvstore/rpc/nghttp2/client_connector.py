@@ -202,6 +202,10 @@ class Connector:
             if secure.selected_alpn_protocol() != "h2":
                 session.abort("no HTTP/2")
                 raise ConnectionError("the server did not agree to speak HTTP/2 (ALPN h2)")
+            refusal = tls.allowed.refusal(secure.getpeercert())
+            if refusal:
+                session.abort(refusal)
+                raise ConnectionError(f"the server is not let in: {refusal}")
         return session
 
     def _succeeded(self, session: ClientSession) -> None:

@@ -6,12 +6,11 @@ method, and with one write per connection that has something to say.
 
 import asyncio
 import socket
-import ssl
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Final, NoReturn
 
 import grpc
-import structlog
 
 from kvstore.errors import Code, KvError
 from kvstore.rpc.address import split
@@ -22,9 +21,7 @@ from kvstore.rpc.nghttp2.handlers import HandlerMethod
 from kvstore.rpc.nghttp2.serving import Acceptor, Method, ServerSession
 from kvstore.rpc.nghttp2.session import Flusher
 from kvstore.rpc.options import ServerOptions
-from kvstore.rpc.tls import RELOAD_SECONDS, ServerTls
-
-log = structlog.get_logger(__name__)
+from kvstore.rpc.tls import RELOAD_SECONDS, LiveTls, ServerTls
 
 PATHS_MAX: Final = 1_000  # remembered; a client may ask for any number of methods that are none
 BACKLOG: Final = 4096  # connections the kernel holds while the loop is busy
@@ -55,7 +52,7 @@ class Server:
         self._due: list[CallsMethod] = []  # they have calls to deliver
         self._sockets: list[tuple[socket.socket, ServerTls | None]] = []
         self._listeners: list[asyncio.Server] = []
-        self._tls: dict[ServerTls, tuple[ssl.SSLContext, object]] = {}  # each with its files' stamp
+        self._tls: dict[ServerTls, LiveTls] = {}
         self._tls_timer: asyncio.TimerHandle | None = None
         self._stopped: asyncio.Future[None] = self.loop.create_future()
         self._idle: asyncio.Future[None] | None = None
@@ -104,14 +101,14 @@ class Server:
 
     async def start(self) -> None:
         for listening, tls in self._sockets:
-            context = self._context(tls) if tls is not None else None
+            live = self._live(tls) if tls is not None else None
             self._listeners.append(
                 await self.loop.create_server(
-                    lambda: Acceptor(self),
+                    partial(Acceptor, self, live.admission if live is not None else None),
                     sock=listening,
                     backlog=BACKLOG,
-                    ssl=context,
-                    ssl_handshake_timeout=self.options.handshake_timeout_ms / 1000 if context is not None else None,
+                    ssl=live.context if live is not None else None,
+                    ssl_handshake_timeout=self.options.handshake_timeout_ms / 1000 if live is not None else None,
                 )
             )
         self._sockets.clear()
@@ -203,25 +200,16 @@ class Server:
             self._resolved[path] = method
         return method
 
-    def _context(self, tls: ServerTls) -> ssl.SSLContext:
+    def _live(self, tls: ServerTls) -> LiveTls:
         if tls not in self._tls:
-            self._tls[tls] = (tls.context(), tls.stamp())
-        return self._tls[tls][0]
+            self._tls[tls] = LiveTls(tls)
+        return self._tls[tls]
 
     def _reload(self) -> None:
         """New certificates are for new connections."""
         self._tls_timer = self.loop.call_later(RELOAD_SECONDS, self._reload)
-        for tls, (context, stamp) in list(self._tls.items()):
-            try:
-                newest = tls.stamp()
-                if newest == stamp:
-                    continue
-                tls.load(context)
-            except (OSError, ssl.SSLError) as error:
-                log.warning("new certificates cannot be read: the old ones stay", reason=str(error))
-                continue
-            self._tls[tls] = (context, newest)
-            log.info("certificates read again", certificate=str(tls.cert_file))
+        for live in self._tls.values():
+            live.refresh()
 
 
 async def _not_found(_: Any, context: Any) -> NoReturn:

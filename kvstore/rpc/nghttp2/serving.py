@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Final
 
 from kvstore.errors import Code, KvError
+from kvstore.rpc.admission import Admission
 from kvstore.rpc.nghttp2 import engine, metadata
 from kvstore.rpc.nghttp2.authority import AuthorityFilter
 from kvstore.rpc.nghttp2.engine import Headers
@@ -294,8 +295,9 @@ class ServerSession(Session):
 class Acceptor(asyncio.Protocol):
     """A socket that has said nothing yet: HTTP/2 begins with a preface, HTTP/1.1 with anything else."""
 
-    def __init__(self, server: "Server") -> None:
+    def __init__(self, server: "Server", admission: Admission | None = None) -> None:
         self._server = server
+        self._admission = admission
         self._loop = asyncio.get_running_loop()
         self._received = b""
         self._transport: asyncio.Transport | None = None
@@ -305,6 +307,9 @@ class Acceptor(asyncio.Protocol):
         self._transport = transport  # type: ignore[assignment]  # uvloop's is one without being a subclass
         if not self._server.admit(self):
             transport.abort()  # type: ignore[attr-defined]
+            return
+        if self._admission is not None and not self._admission.admits(transport):
+            self.close()
             return
         timeout = self._server.options.handshake_timeout_ms / 1000
         self._timer = self._loop.call_later(timeout, self.close)
