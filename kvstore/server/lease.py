@@ -194,6 +194,8 @@ class Leases:
         """`done` is called once, on the loop: the TTLs in the order of `ids`, or an error."""
         if self._stopped:
             done(STOPPED)
+        elif not ids:
+            done([])  # what is answered when the last of its ids is would wait for ever
         elif self._asked_ids + len(ids) > KEEP_ALIVES_MAX:
             done(TOO_MANY_REQUESTS)
         else:
