@@ -76,6 +76,7 @@ class ServerConfig:
     auto_compaction_mode: str = "periodic"
     auto_compaction_retention: float = 0.0  # seconds (periodic) or revisions; 0: off
     lease_checkpoint: bool = False
+    quota_backend_bytes: int = 0  # 0: the default of server/quota.py; negative: no limit
     log_level: str = "info"
     log_format: str = "auto"
     admin_socket: Path | None = None
@@ -391,6 +392,7 @@ def _build(values: _Values, notes: list[str]) -> ServerConfig:
         max_txn_ops=values.integer("max-txn-ops", 1, 100_000),
         max_request_bytes=values.integer("max-request-bytes", 1, 64 * 1024 * 1024),
         max_concurrent_streams=values.integer("max-concurrent-streams", 1, 2**32 - 1),
+        quota_backend_bytes=values.integer("quota-backend-bytes", -(2**62)),
         lease_checkpoint=values.boolean("experimental-enable-lease-checkpoint"),
         auto_compaction_mode=values.text("auto-compaction-mode"),
         auto_compaction_retention=_retention(values),

@@ -90,6 +90,13 @@ _SERVED: Final = [
     Setting("host-whitelist", "text", "*", "Host headers answered over HTTP without TLS; * is every one.", SECURITY),
     Setting("max-concurrent-streams", "int", str(2**32 - 1), "Calls at once on one client's connection.", LIMITS),
     Setting("max-txn-ops", "int", "128", "Operations in one transaction.", LIMITS),
+    Setting(
+        "quota-backend-bytes",
+        "int",
+        "0",
+        "Bytes of keys and revisions before writes are refused; 0: 2 GiB, negative: no limit.",
+        LIMITS,
+    ),
     Setting("max-request-bytes", "int", str(REQUEST_BYTES_MAX), "Bytes in one request.", LIMITS),
     Setting(
         "experimental-enable-lease-checkpoint",
@@ -139,7 +146,6 @@ _COMPATIBLE: Final = [
     _ignored("client-cert-file"),  # of etcd's gateway as a client of itself; ours calls in process
     _ignored("client-key-file"),
     _taken("wal-dir", "text"),
-    _taken("quota-backend-bytes", "int", "0", "-1"),
     _taken("auth-token", "text", "simple"),
     _taken("force-new-cluster", "bool", "false"),
     _taken("unsafe-no-fsync", "bool", "false"),

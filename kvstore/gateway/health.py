@@ -20,6 +20,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from kvstore.errors import KvError
+from kvstore.server.alarms import name_of
 
 if TYPE_CHECKING:
     from kvstore.server.server import KvServer
@@ -33,7 +34,7 @@ NOSNIFF: Final = {"x-content-type-options": "nosniff"}
 
 def alarms(server: "KvServer") -> list[str]:
     """The kinds of alarm that are on: NOSPACE, CORRUPT."""
-    return []
+    return list(dict.fromkeys(map(name_of, server.alarms.active)))
 
 
 @final

@@ -111,6 +111,11 @@ class _State(Collector):
             "Total size of the underlying database logically in use in bytes.",
             in_use,
         )
+        yield _gauge(
+            "etcd_server_quota_backend_bytes",
+            "Current backend storage quota size in bytes.",
+            self._server.quota.flag,
+        )
         yield _gauge("etcd_debugging_mvcc_current_revision", "The current revision of store.", store.current_revision)
         yield _gauge(
             "etcd_debugging_mvcc_compact_revision",

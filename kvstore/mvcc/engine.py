@@ -294,12 +294,11 @@ class Engine:
     def _failed(self, what: object) -> StoreError:
         return StoreError(f"cannot write to the store in {self.path} ({what}): free or replace the disk, then restart")
 
-    def size_bytes(self) -> tuple[int, int]:
-        """(on disk and in memtables, of that in use)."""
+    def size_bytes(self) -> int:
+        """On disk and in memtables."""
         memory = self._property("rocksdb.cur-size-all-mem-tables") or 0
         total = self._property("rocksdb.total-sst-files-size") or 0
-        live = self._property("rocksdb.estimate-live-data-size") or 0
-        return total + memory, min(live, total) + memory
+        return total + memory
 
     def close(self) -> None:
         self._db.close()

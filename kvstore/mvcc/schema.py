@@ -27,6 +27,8 @@ META_STATE: Final = META + b"state"
 META_COMPACTED: Final = META + b"compacted"  # `versions` is physically compacted up to this revision
 META_CONFIGURATION: Final = META + b"configuration"  # data of the newest configuration entry applied, joint or not
 META_ENDED: Final = META + b"ended/"  # + id of a lease: rows of keys that were bound to it are left (leases.py)
+META_LIVE: Final = META + b"live"  # what the quota counts (live.py)
+LIVE_MARKS_END: Final = META_LIVE + b"0"  # marks: META_LIVE + "/" + a revision, inverted: the newest comes first
 META_SEEN: Final = META + b"seen/"  # + member, 8 bytes: (boot, sequence) of its newest request
 
 _REVISION_SUB: Final = Struct(">QI")
@@ -125,6 +127,10 @@ def split_event(row: bytes) -> tuple[int, int]:
 def record_row(last_revision: int) -> bytes:
     """Of an entry's record: the first at or after a revision is the one that tells about it."""
     return b"r" + _U64.pack(last_revision)
+
+
+def live_mark_row(revision: int) -> bytes:
+    return META_LIVE + b"/" + _U64.pack(REVISION_MAX - revision)
 
 
 def seen_row(member: int) -> bytes:

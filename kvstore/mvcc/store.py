@@ -32,6 +32,7 @@ from kvstore.mvcc.engine import (
     damaged,
     open_read_only,
 )
+from kvstore.mvcc.live import load_live
 from kvstore.mvcc.slices import BIG_WRITE_REST, BIG_WRITE_SLICE_NS, MONOTONIC, SLICE_NS, Budget, Clock
 
 __all__ = [
@@ -310,6 +311,7 @@ class MvccStore(EngineReader):
             self._show(StateRow() if row is None else _decode_state(row))
             self.seen = self._load_seen()
             self.ended = leases.load_ended(engine)
+            self.live = load_live(engine)
         except StructError as error:
             raise damaged(engine.path, error) from error
 
@@ -324,6 +326,10 @@ class MvccStore(EngineReader):
         self.applied_index = state.applied_index
         self.applied_term = state.applied_term
         self.last_entry_time = state.entry_time
+
+    def cluster_rows(self, low: bytes, high: bytes) -> list[tuple[bytes, bytes]]:
+        """The rows of [low, high), of a kind that is few."""
+        return self.scan(low, high).rest()
 
     def view(self) -> ReadView:
         return ReadView(self, self.engine, self.options)
@@ -397,14 +403,16 @@ class MvccStore(EngineReader):
         self.drop_counts()
         self.seen = other.seen
         self.ended = other.ended
+        self.live = other.live
         self._show(other.state)
         for reload in self.on_swap:
             reload()
         return old
 
     def size_bytes(self) -> tuple[int, int]:
-        """(total, in use)."""
-        return self.engine.size_bytes()
+        """(total, in use). In use is what the quota counts; it may be more than what the files take, for they are
+        compressed, and then it is the total too."""
+        return max(self.engine.size_bytes(), self.live.total), self.live.total
 
     def close(self) -> None:
         """Views must be closed before: a live iterator keeps the lock of the directory."""

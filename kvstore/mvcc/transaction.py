@@ -23,6 +23,8 @@ from kvstore.mvcc.encoding import delete_event, key_of, key_value, put_event, va
 from kvstore.mvcc.engine import Scan
 from kvstore.mvcc.events import AppliedEvent, RevisionEvents
 from kvstore.mvcc.leases import LeaseOverlay, hides, lease_of
+from kvstore.mvcc.live import KEY_BYTES, LEASE_BYTES, mark_at
+from kvstore.mvcc.overlay import OverlayScan
 from kvstore.mvcc.slices import Budget
 from kvstore.mvcc.store import LatestScan, MvccStore, Reader, StateRow, latest_scan
 from kvstore.pb.kv_pb2 import KeyValue
@@ -48,6 +50,9 @@ class WriteGroup(Reader):
         self._cleared: list[tuple[bytes, bytes | None]] = []
         self._born: list[bytes] = []  # keys that became live, and that ended, one by one: for KeyCounts
         self._died: list[bytes] = []
+        self._live = store.live  # bytes, without what this group has changed (live.py):
+        self._live_keys = store.live.keys
+        self._written = store.live.written
         self.leases = LeaseOverlay(store)
         self.ended = store.ended
         self._cluster: dict[bytes, bytes | None] = {}  # rows of the member table; None: deleted
@@ -88,7 +93,7 @@ class WriteGroup(Reader):
     def scan_latest(self, low: bytes, high: bytes | None) -> LatestScan:
         if not self._overlay and not self._cleared:
             return self.scan_stored(low, high)
-        return _OverlayScan(self, self._overlay, self._changed_in(low, high), self._cleared, low, high)
+        return OverlayScan(self, self._overlay, self._changed_in(low, high), self._cleared, low, high)
 
     def has_lease(self, lease: int) -> bool:
         return self.leases.get(lease) is not None
@@ -128,9 +133,11 @@ class WriteGroup(Reader):
         if prev is None:
             kv = key_value(key, mod, mod, 1, value, lease)
             self._born.append(key)
+            self._live_keys += len(kv) + KEY_BYTES
         else:
             before = KeyValue.FromString(prev)
             kv = key_value(key, varint(before.create_revision), mod, before.version + 1, value, lease)
+            self._live_keys += len(kv) - len(prev)
             if before.lease and before.lease != lease:
                 self.leases.bind(before.lease, key, False)
         if lease:
@@ -154,9 +161,11 @@ class WriteGroup(Reader):
         if prev is None:
             kv = key_value(key, mod, mod, 1, value, 0)
             self._born.append(key)
+            self._live_keys += len(kv) + KEY_BYTES
         else:
             before = KeyValue.FromString(prev)
             kv = key_value(key, varint(before.create_revision), mod, before.version + 1, value, 0)
+            self._live_keys += len(kv) - len(prev)
             if before.lease:
                 self.leases.bind(before.lease, key, False)
         event = put_event(kv)
@@ -172,17 +181,19 @@ class WriteGroup(Reader):
         self._mod = varint(revision + 1)
         return revision
 
-    def _delete_rows(self, key: bytes) -> bytes:
+    def _delete_rows(self, key: bytes, kv: bytes) -> bytes:
+        """`kv`: what the key was."""
         event = delete_event(key, self._mod)
         revision, sub = self.current_revision + 1, self._sub
         self._rows.put(schema.version_key(key, revision, sub), schema.TOMBSTONE)
         self._rows.put(schema.event_row(revision, sub), event)
+        self._live_keys -= len(kv) + KEY_BYTES
         self._sub = sub + 1
         return event
 
     def delete(self, key: bytes, prev: bytes) -> None:
         """One live key, whose encoded KeyValue is `prev`."""
-        event = self._delete_rows(key)
+        event = self._delete_rows(key, prev)
         self._set(key, None)
         self._died.append(key)
         lease = lease_of(prev)
@@ -232,7 +243,7 @@ class WriteGroup(Reader):
         await self._store.engine.hold_compactions()
         for chunk in chunks:
             for kv in chunk:
-                self._delete_rows(key_of(kv))
+                self._delete_rows(key_of(kv), kv)
                 lease = lease_of(kv)
                 if lease:
                     self.leases.deleted_unseen(lease)
@@ -281,7 +292,7 @@ class WriteGroup(Reader):
         for at in range(0, len(kvs), _CHUNK):
             for kv in kvs[at : at + _CHUNK]:
                 key = key_of(kv)
-                self._delete_rows(key)
+                self._delete_rows(key, kv)
                 if key in self._overlay:  # what the group has put itself is not in the database yet
                     self._set(key, None)
             await self.spill_if_large(budget)
@@ -290,6 +301,11 @@ class WriteGroup(Reader):
     def compact(self, revision: int) -> None:
         assert self.compact_revision < revision <= self.current_revision
         self.compact_revision = revision
+        if revision == self.current_revision:
+            mark = self._live_keys, self._written + self._rows_so_far().size_in_bytes()
+        else:
+            mark = mark_at(self._store.scan(schema.live_mark_row(revision), schema.LIVE_MARKS_END))
+        self._live = self._live.compacted(mark)
 
     @property
     def has_cluster_rows(self) -> bool:
@@ -299,11 +315,11 @@ class WriteGroup(Reader):
     def get_cluster_row(self, row: bytes) -> bytes | None:
         return self._cluster[row] if row in self._cluster else self._store.get(row)
 
-    def cluster_rows(self, low: bytes, high: bytes) -> list[bytes]:
-        """The values of [low, high), in row order."""
-        rows: dict[bytes, bytes | None] = dict(self._store.scan(low, high).rest())
+    def cluster_rows(self, low: bytes, high: bytes) -> list[tuple[bytes, bytes]]:
+        """The rows of [low, high), in their order."""
+        rows: dict[bytes, bytes | None] = dict(self._store.cluster_rows(low, high))
         rows.update({row: value for row, value in self._cluster.items() if low <= row < high})
-        return [value for _, value in sorted(rows.items()) if value is not None]
+        return [(row, value) for row, value in sorted(rows.items()) if value is not None]
 
     def put_cluster_row(self, row: bytes, value: bytes) -> None:
         self._cluster[row] = value
@@ -343,7 +359,9 @@ class WriteGroup(Reader):
             return
         await self._store.engine.settle(budget)
         await fail_async("applyBeforeSpill")
-        self._store.write(self._rows_so_far())
+        rows = self._rows_so_far()
+        self._written += rows.size_in_bytes()
+        self._store.write(rows)
         self._rows = self._store.engine.batch()
         self.spills += 1
 
@@ -362,6 +380,7 @@ class WriteGroup(Reader):
         """Everything becomes visible. The group is used up."""
         await self._store.engine.settle(self.budget())
         batch = self._rows_so_far()
+        self._written += batch.size_in_bytes()
         for low, high in self._cleared:
             batch.delete_range(*schema.latest_rows(low, high))
         # After the intervals: the overlay is newer than all of them.
@@ -379,6 +398,10 @@ class WriteGroup(Reader):
                 batch.put(row, value)
         for member, (boot, sequence) in self._seen.items():
             batch.put(schema.seen_row(member), schema.pack_pair(boot, sequence))
+        self._live_keys += LEASE_BYTES * sum([one.granted - (one.row is None) for one in self.leases.changes])
+        live = self._live._replace(keys=self._live_keys, written=self._written)
+        compacted = self.compact_revision if self.compact_revision != self._store.compact_revision else None
+        live.put(batch, self._store.live, self.current_revision, compacted)
         self._store.commit(
             batch,
             StateRow(
@@ -394,86 +417,5 @@ class WriteGroup(Reader):
         else:
             self._store.update_counts(self._born, self._died)
         self.leases.committed()
+        self._store.live = live
         self._store.seen.update(self._seen)
-
-
-class _EmptyScan(LatestScan):
-    @property
-    def done(self) -> bool:
-        return True
-
-    def rows(self, count: int) -> list[tuple[bytes, bytes]]:
-        return []
-
-    def count(self, count: int) -> int:
-        return 0
-
-
-_NOTHING: Final = _EmptyScan()
-
-
-@final
-class _OverlayScan(LatestScan):
-    """Live keys of the database, without those cleared, merged with the overlay's."""
-
-    def __init__(
-        self,
-        group: WriteGroup,
-        overlay: dict[bytes, bytes | None],
-        changed: list[bytes],
-        cleared: list[tuple[bytes, bytes | None]],
-        low: bytes,
-        high: bytes | None,
-    ) -> None:
-        # Copied: a delete that walks this scan changes the overlay behind it.
-        self._changed = [(b"l" + key, overlay[key]) for key in reversed(changed)]  # next one last
-        self._hidden = {b"l" + key for key in changed}
-        self._cleared = [schema.latest_rows(*interval) for interval in cleared]
-        self._group = group
-        self._high = high
-        self._scan = group.scan_stored(low, high)
-        self._ahead: list[tuple[bytes, bytes]] = []  # rows of the database, not yet handed out
-
-    @property
-    def done(self) -> bool:
-        return self._scan.done and not self._ahead and not self._changed
-
-    def _refill(self) -> None:
-        if not self._ahead:
-            for row, kv in self._scan.rows(_CHUNK):
-                high = self._cleared_to(row)
-                if high is not None:
-                    # Straight behind what a big delete of this group cleared, instead of through it.
-                    self._scan = self._group.scan_stored(high[1:], self._high) if high[:1] == b"l" else _NOTHING
-                    break
-                if row not in self._hidden:
-                    self._ahead.append((row, kv))
-
-    def _cleared_to(self, row: bytes) -> bytes | None:
-        for low, high in self._cleared:
-            if low <= row < high:
-                return high
-        return None
-
-    def rows(self, count: int) -> list[tuple[bytes, bytes]]:
-        self._refill()
-        # Up to the last row at hand, the order of both is known; behind the end only the overlay's are left.
-        taken, self._ahead = self._ahead[:count], self._ahead[count:]
-        merged = list(taken)
-        if not taken and not self._scan.done:
-            return merged  # nothing but what is hidden or changed has come yet
-        while self._changed and (not taken or self._changed[-1][0] < taken[-1][0]):
-            row, kv = self._changed.pop()
-            if kv is not None:
-                merged.append((row, kv))
-        merged.sort()
-        if len(merged) > count:
-            self._put_back(merged[count:])
-            del merged[count:]
-        return merged
-
-    def _put_back(self, rows: list[tuple[bytes, bytes]]) -> None:
-        self._ahead = rows + self._ahead
-
-    def count(self, count: int) -> int:
-        return len(self.rows(count))

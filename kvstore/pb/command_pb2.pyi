@@ -71,6 +71,9 @@ class Request(_message.Message):
     LEASE_REVOKE_FIELD_NUMBER: _builtins.int
     LEASE_CHECKPOINT_FIELD_NUMBER: _builtins.int
     MEMBER_UPDATE_FIELD_NUMBER: _builtins.int
+    ALARM_FIELD_NUMBER: _builtins.int
+    DOWNGRADE_FIELD_NUMBER: _builtins.int
+    CLUSTER_VERSION_FIELD_NUMBER: _builtins.int
     member: _builtins.int
     """where the client is connected"""
     boot: _builtins.int
@@ -100,6 +103,12 @@ class Request(_message.Message):
     def lease_checkpoint(self) -> Global___LeaseCheckpoints: ...
     @_builtins.property
     def member_update(self) -> _rpc_pb2.MemberUpdateRequest: ...
+    @_builtins.property
+    def alarm(self) -> _rpc_pb2.AlarmRequest: ...
+    @_builtins.property
+    def downgrade(self) -> _rpc_pb2.DowngradeRequest: ...
+    @_builtins.property
+    def cluster_version(self) -> Global___ClusterVersion: ...
     def __init__(
         self,
         *,
@@ -118,12 +127,15 @@ class Request(_message.Message):
         lease_revoke: Global___LeaseRevoke | None = ...,
         lease_checkpoint: Global___LeaseCheckpoints | None = ...,
         member_update: _rpc_pb2.MemberUpdateRequest | None = ...,
+        alarm: _rpc_pb2.AlarmRequest | None = ...,
+        downgrade: _rpc_pb2.DowngradeRequest | None = ...,
+        cluster_version: Global___ClusterVersion | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["compaction", b"compaction", "delete_range", b"delete_range", "lease_checkpoint", b"lease_checkpoint", "lease_grant", b"lease_grant", "lease_revoke", b"lease_revoke", "member_publish", b"member_publish", "member_update", b"member_update", "op", b"op", "put", b"put", "txn", b"txn"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["alarm", b"alarm", "cluster_version", b"cluster_version", "compaction", b"compaction", "delete_range", b"delete_range", "downgrade", b"downgrade", "lease_checkpoint", b"lease_checkpoint", "lease_grant", b"lease_grant", "lease_revoke", b"lease_revoke", "member_publish", b"member_publish", "member_update", b"member_update", "op", b"op", "put", b"put", "txn", b"txn"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["auth_revision", b"auth_revision", "boot", b"boot", "compaction", b"compaction", "delete_range", b"delete_range", "lease_checkpoint", b"lease_checkpoint", "lease_grant", b"lease_grant", "lease_revoke", b"lease_revoke", "member", b"member", "member_publish", b"member_publish", "member_update", b"member_update", "op", b"op", "put", b"put", "request_id", b"request_id", "sequence", b"sequence", "txn", b"txn", "user", b"user"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alarm", b"alarm", "auth_revision", b"auth_revision", "boot", b"boot", "cluster_version", b"cluster_version", "compaction", b"compaction", "delete_range", b"delete_range", "downgrade", b"downgrade", "lease_checkpoint", b"lease_checkpoint", "lease_grant", b"lease_grant", "lease_revoke", b"lease_revoke", "member", b"member", "member_publish", b"member_publish", "member_update", b"member_update", "op", b"op", "put", b"put", "request_id", b"request_id", "sequence", b"sequence", "txn", b"txn", "user", b"user"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_op: _TypeAlias = _typing.Literal["put", "delete_range", "txn", "compaction", "member_publish", "lease_grant", "lease_revoke", "lease_checkpoint", "member_update"]  # noqa: Y015
+    _WhichOneofReturnType_op: _TypeAlias = _typing.Literal["put", "delete_range", "txn", "compaction", "member_publish", "lease_grant", "lease_revoke", "lease_checkpoint", "member_update", "alarm", "downgrade", "cluster_version"]  # noqa: Y015
     _WhichOneofArgType_op: _TypeAlias = _typing.Literal["op", b"op"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_op) -> _WhichOneofReturnType_op | None: ...
 
@@ -234,6 +246,28 @@ class LeaseRevoke(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LeaseRevoke: _TypeAlias = LeaseRevoke  # noqa: Y015
+
+@_typing.final
+class ClusterVersion(_message.Message):
+    """What all members can do, decided by the leader from what each says of itself."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    version: _builtins.str
+    """"3.6.0" """
+    def __init__(
+        self,
+        *,
+        version: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClusterVersion: _TypeAlias = ClusterVersion  # noqa: Y015
 
 @_typing.final
 class LeaseCheckpoints(_message.Message):

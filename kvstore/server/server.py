@@ -36,6 +36,7 @@ from kvstore.mvcc.watch import WatchHub, WatchLimits
 from kvstore.pb import rpc_pb2
 from kvstore.pb.command_pb2 import MemberPublish
 from kvstore.server import auto_compaction
+from kvstore.server.alarms import Alarms
 from kvstore.server.batcher import Batcher
 from kvstore.server.bootstrap import OpenMember
 from kvstore.server.deadlines import SLOT_SECONDS
@@ -46,6 +47,7 @@ from kvstore.server.machine import Housekeeper, Machine
 from kvstore.server.membership import Membership
 from kvstore.server.peers import LOST_DATA, REMOVED, Peers
 from kvstore.server.proposal import Proposal
+from kvstore.server.quota import Quota
 from kvstore.server.reads import ReadBarrier
 from kvstore.server.snapshots import Snapshots
 from kvstore.snapshot.save import SnapshotFiles
@@ -123,6 +125,8 @@ class KvServer:
         self.leader_methods["ChangeMembers"] = self.membership.answer
         self.leader_methods["Members"] = self.peers.answer
         self.leases = Leases(self)
+        self.alarms = Alarms(self)
+        self.quota = Quota(self)
         self.on_leader_change: list[Callable[[], None]] = []  # called after `leader_id` has changed
         self._hard_commit = member.loaded.hard_state.commit
 
@@ -408,6 +412,7 @@ class KvServer:
 
     def members(self) -> None:
         self.peers.refresh()
+        self.alarms.refresh()
 
     def events(self, batch: list[RevisionEvents]) -> None:
         fail("watchBeforeNotify")
@@ -419,10 +424,11 @@ class KvServer:
     def applied(self, index: int, term: int) -> None:
         self._batcher.applied(term)
         self._housekeeper.visible()
+        self.quota.applied()
 
     def _swapped(self) -> None:
         """The state is that of a snapshot: entries were passed over, maybe with requests of ours in them."""
-        self.peers.refresh()
+        self.members()
         self._batcher.jumped(self.store.seen.get(self.member_id, (0, 0)))
         self._batcher.applied(self.store.applied_term)
 

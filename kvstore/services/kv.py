@@ -31,6 +31,7 @@ from kvstore.server.proposal import Proposal
 from kvstore.state.applier import Result
 from kvstore.state.checks import check_compaction, check_delete_range, check_put, check_range, check_txn
 from kvstore.state.command import Op
+from kvstore.state.quota import put_cost, txn_cost
 from kvstore.state.txn import is_read_only, read_txn
 
 if TYPE_CHECKING:
@@ -75,7 +76,10 @@ class KvService:
     # Writes
 
     def put(self, calls: list[Call]) -> None:
-        self._propose(Op.PUT, [call for call, _ in parsed(calls, PutRequest.FromString, check_put)])
+        puts = parsed(calls, PutRequest.FromString, check_put)
+        if self._server.quota.tight:
+            puts = self._server.quota.admit(puts, put_cost)
+        self._propose(Op.PUT, [call for call, _ in puts])
 
     def delete_range(self, calls: list[Call]) -> None:
         self._propose(
@@ -105,14 +109,16 @@ class KvService:
 
     def txn(self, calls: list[Call]) -> None:
         check = partial(check_txn, max_ops=self._server.config.max_txn_ops)
-        writes: list[Call] = []
+        writes: list[tuple[Call, TxnRequest]] = []
         reads: list[tuple[Call, Read]] = []
         for call, request in parsed(calls, TxnRequest.FromString, check):
             if is_read_only(request):
                 reads.append((call, request))
             else:
-                writes.append(call)
-        self._propose(Op.TXN, writes)
+                writes.append((call, request))
+        if self._server.quota.tight:
+            writes = self._server.quota.admit(writes, txn_cost)
+        self._propose(Op.TXN, [call for call, _ in writes])
         self._read(reads)
 
     def _propose(self, op: Op, calls: list[Call]) -> None:

@@ -30,6 +30,7 @@ from kvstore.services.watch import MALFORMED_MESSAGE
 from kvstore.state.applier import Result
 from kvstore.state.checks import check_lease_grant
 from kvstore.state.command import Op
+from kvstore.state.quota import LEASE_BYTES
 
 if TYPE_CHECKING:
     from kvstore.server.server import KvServer
@@ -80,7 +81,10 @@ class LeaseService:
     def grant(self, calls: list[Call]) -> None:
         proposals: list[Proposal] = []
         room = LEASES_MAX - len(self._leases.lessor)
-        for call, request in parsed(calls, LeaseGrantRequest.FromString, check_lease_grant):
+        good = parsed(calls, LeaseGrantRequest.FromString, check_lease_grant)
+        if self._server.quota.tight:
+            good = self._server.quota.admit(good, lambda _: LEASE_BYTES)
+        for call, request in good:
             if len(proposals) >= room:
                 call.fail(TOO_MANY_REQUESTS)
                 continue

@@ -3,12 +3,11 @@
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
-from kvstore.errors import NO_LEADER, unimplemented
+from kvstore.errors import NO_LEADER
 from kvstore.mvcc.hash import hash_kv
 from kvstore.pb.rpc_pb2 import (
     AlarmRequest,
     AlarmResponse,
-    AlarmType,
     DefragmentRequest,
     DefragmentResponse,
     HashKVRequest,
@@ -24,6 +23,7 @@ from kvstore.pb.rpc_pb2 import (
     StatusResponse,
 )
 from kvstore.pb.rpc_pb2_grpc import MaintenanceServicer
+from kvstore.server.alarms import text_of
 from kvstore.snapshot.save import blobs
 from kvstore.version import ETCD_VERSION, STORAGE_VERSION
 
@@ -42,6 +42,7 @@ class MaintenanceService(MaintenanceServicer):
         server = self._server
         raft = server.status()
         total, in_use = server.store.size_bytes()
+        leaderless = [] if server.has_leader else [NO_LEADER.message]
         return StatusResponse(
             header=self._header(),
             version=ETCD_VERSION,
@@ -50,10 +51,11 @@ class MaintenanceService(MaintenanceServicer):
             raftIndex=raft.commit,
             raftTerm=raft.term,
             raftAppliedIndex=server.store.applied_index,
-            errors=[] if server.has_leader else [NO_LEADER.message],
+            errors=[*leaderless, *map(text_of, server.alarms.active)],
             dbSizeInUse=in_use,
             isLearner=server.is_learner,
             storageVersion=STORAGE_VERSION,
+            dbSizeQuota=server.quota.flag,
         )
 
     async def HashKV(self, request: HashKVRequest, context: Any) -> HashKVResponse:
@@ -70,10 +72,9 @@ class MaintenanceService(MaintenanceServicer):
         return HashResponse(header=header, hash=value)
 
     async def Alarm(self, request: AlarmRequest, context: Any) -> AlarmResponse:
-        """No alarm is ever raised yet: none to list, none to end."""
-        if request.action == AlarmRequest.ACTIVATE and request.alarm != AlarmType.NONE:
-            raise unimplemented("Alarm ACTIVATE")
-        return AlarmResponse(header=self._header())
+        response = await self._server.alarms.answer(request)
+        response.header.CopyFrom(self._header())
+        return response
 
     async def Defragment(self, request: DefragmentRequest, context: Any) -> DefragmentResponse:
         """RocksDB gives space back by itself; who asks for it gets what etcd answers, which has no header."""

@@ -24,7 +24,7 @@ from kvstore.mvcc.store import MvccStore
 from kvstore.mvcc.transaction import WriteGroup
 from kvstore.pb.command_pb2 import Request
 from kvstore.pb.rpc_pb2 import PutRequest
-from kvstore.state import cluster
+from kvstore.state import alarms, cluster
 from kvstore.state.checks import check_delete_range, check_put, check_txn
 from kvstore.state.command import UnknownRequest, parse_batch
 from kvstore.state.leases import apply_checkpoint, apply_grant, leases_to_revoke
@@ -97,6 +97,11 @@ class Applier:
         self._sinks = sinks
         self._read_configuration = read_configuration
         self._lease_sink = lease_sink
+        self._read_alarms()
+        store.on_swap.append(self._read_alarms)
+
+    def _read_alarms(self) -> None:
+        self._alarms = alarms.raised(self._store)
 
     @property
     def applied_index(self) -> int:
@@ -142,6 +147,7 @@ class Applier:
         origins: list[bytes] = []
         budget = group.budget()
         source, seen, author = _NOBODY, (0, 0), b""  # whose request came last, and the newest of that member
+        calm = not self._alarms
         for position, request in enumerate(batch.requests):
             member, sequence = request.member, request.sequence
             identity = (request.boot, sequence)
@@ -156,13 +162,14 @@ class Applier:
                     results.append((sequence, errors.TIMEOUT))
                 continue
             seen = identity
-            if request.HasField("put") and _is_plain(plain := request.put):
+            if calm and request.HasField("put") and _is_plain(plain := request.put):
                 revision = group.put_plain(plain.key, plain.value)
                 origins.append(_origin(group.revision_varint, position, author, request))
                 if ours:
                     results.append((sequence, AppliedResult(revision, b"")))
             else:
                 result = await self._apply_request(group, request, entry.term, position, ours, origins)
+                calm = not self._alarms
                 if ours:
                     results.append((sequence, result))
             if position & _PAUSE_MASK == _PAUSE_MASK:
@@ -178,6 +185,9 @@ class Applier:
     ) -> Result:
         """Any but a plain put, with its revision."""
         author = _author(request.member)
+        refused = alarms.refusal(self._alarms, request) if self._alarms else None
+        if refused is not None:
+            return refused
         if request.HasField("lease_revoke"):
             # The one request that may have several revisions: each lease's keys go in one of their own.
             leases = leases_to_revoke(group, request, term)
@@ -191,6 +201,8 @@ class Applier:
         result = await _apply_op(group, request, term, answer)
         if group.end_request():
             origins.append(_origin(group.revision_varint, position, author, request))
+        if request.HasField("alarm"):
+            self._alarms = alarms.raised(group)
         return result
 
 
@@ -242,6 +254,7 @@ _SHORT_OPS: Final[dict[str, Callable[[WriteGroup, Request, int], Result]]] = {
     "compaction": lambda group, request, _: _apply_compaction(group, request.compaction.revision),
     "lease_grant": lambda group, request, _: apply_grant(group, request),
     "lease_checkpoint": lambda group, request, term: apply_checkpoint(group, request.lease_checkpoint, term),
+    "alarm": lambda group, request, _: alarms.apply_alarm(group, request.alarm),
     "member_publish": lambda group, request, _: cluster.apply_publish(group, request.member_publish),
     "member_update": lambda group, request, _: cluster.apply_update(group, request.member_update),
 }

@@ -199,7 +199,7 @@ def apply_configuration(group: WriteGroup, data: bytes, context: bytes, joint: b
 
 
 def _members(group: WriteGroup) -> dict[int, Member]:
-    members = [_decode(row) for row in group.cluster_rows(_MEMBERS, _MEMBERS_END)]
+    members = [_decode(row) for _, row in group.cluster_rows(_MEMBERS, _MEMBERS_END)]
     return {member.id: member for member in members}
 
 

@@ -32,6 +32,9 @@ class Op(IntEnum):
     LEASE_REVOKE = 22
     LEASE_CHECKPOINT = 23
     MEMBER_UPDATE = 24
+    ALARM = 25
+    DOWNGRADE = 26
+    CLUSTER_VERSION = 27
 
 
 _OP_TAGS: Final = {op: varint(op << 3 | 2) for op in Op}

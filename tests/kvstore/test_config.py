@@ -96,7 +96,6 @@ def test_the_members_are_sorted_and_one_may_have_two_urls() -> None:
         ({"initial-cluster": "default"}, "name=url is needed"),
         ({"initial-cluster": "default=http://b:1,b=http://b:1"}, "one URL stands there twice"),
         ({"wal-dir": "x"}, "--wal-dir=x: not served by this version"),
-        ({"quota-backend-bytes": "8589934592"}, "--quota-backend-bytes=8589934592: not served by this version"),
         ({"auto-compaction-retention": "-1"}, "'-1' is not a duration"),
         ({"auto-compaction-retention": "1h", "auto-compaction-mode": "revision"}, "'1h' is not a whole number"),
         ({"auto-compaction-mode": "never"}, "one of periodic, revision is needed"),

@@ -13,9 +13,11 @@ from kvstore.mvcc.store import MvccStore
 from kvstore.mvcc.watch import WatchHub, WatchLimits
 from kvstore.pb import rpc_pb2 as pb
 from kvstore.rpc import make_server
+from kvstore.server.alarms import Alarms
 from kvstore.server.leader_calls import LeaderCalls, Method
 from kvstore.server.lease import Leases
 from kvstore.server.proposal import Proposal
+from kvstore.server.quota import Quota
 from kvstore.services import register
 from kvstore.state.applier import AppliedResult, Applier, Result
 from kvstore.state.cluster import Member
@@ -46,6 +48,8 @@ class FakeServer:
             request_timeout=5.0,
             lease_checkpoint=False,
             enable_grpc_reflection=False,
+            quota_backend_bytes=0,
+            max_request_bytes=1536 * 1024,
         )
         self.store = MvccStore.open(path)
         self.hub = WatchHub(self.store, WatchLimits(progress_seconds=progress_seconds), self.header)
@@ -61,6 +65,8 @@ class FakeServer:
         self.leader_methods: dict[str, Method] = {}
         self.leader_calls: LeaderCalls = LocalCalls(self)
         self.leases = Leases(self)
+        self.alarms = Alarms(self)  # type: ignore[arg-type]
+        self.quota = Quota(self)  # type: ignore[arg-type]
         self.leases.role_changed(True, self.raft_term)
         self._applier = Applier(self.store, self.member_id, 1, self, lease_sink=self.leases.changed)
         self._waiting: list[Proposal] = []
@@ -147,7 +153,7 @@ class FakeServer:
         self.moved_to.append(to)
 
     def members(self) -> None:
-        pass
+        self.alarms.refresh()
 
     def events(self, batch: list[RevisionEvents]) -> None:
         self.hub.notify(batch)
@@ -157,7 +163,7 @@ class FakeServer:
             self._asked.pop(sequence).done(result)
 
     def applied(self, index: int, term: int) -> None:
-        pass
+        self.quota.applied()
 
 
 class RunningMember:

@@ -281,8 +281,6 @@ async def test_hash_kv(peer: Peer) -> None:
 
 async def test_maintenance_answers_as_etcd_does(peer: Peer) -> None:
     assert await peer.maintenance.Alarm(pb.AlarmRequest()) == pb.AlarmResponse(header=header(1))
-    raised = pb.AlarmRequest(action=pb.AlarmRequest.ACTIVATE, alarm=pb.AlarmType.NOSPACE)
-    assert (await refused(peer.maintenance.Alarm(raised))).code == errors.Code.UNIMPLEMENTED
     assert await peer.maintenance.Defragment(pb.DefragmentRequest()) == pb.DefragmentResponse()
     assert await peer.maintenance.MoveLeader(pb.MoveLeaderRequest(targetID=9)) == pb.MoveLeaderResponse()
     assert peer.server.moved_to == [9]

@@ -25,6 +25,7 @@ OPS: dict[type[Message], Op] = {
     pb.LeaseRevokeRequest: Op.LEASE_REVOKE,
     LeaseRevoke: Op.LEASE_REVOKE,
     LeaseCheckpoints: Op.LEASE_CHECKPOINT,
+    pb.AlarmRequest: Op.ALARM,
 }
 RESPONSES: dict[type[Message], type[Message]] = {
     pb.PutRequest: pb.PutResponse,
@@ -33,6 +34,7 @@ RESPONSES: dict[type[Message], type[Message]] = {
     pb.CompactionRequest: pb.CompactionResponse,
     pb.LeaseGrantRequest: pb.LeaseGrantResponse,
     pb.LeaseRevokeRequest: pb.LeaseRevokeResponse,
+    pb.AlarmRequest: pb.AlarmResponse,
 }
 
 
@@ -125,7 +127,7 @@ def state_hash(store: MvccStore) -> str:
     scan = store.engine.scan(b"\0", b"\xff")
     while rows := scan.rows(1000):
         for key, value in rows:
-            if key == schema.META_COMPACTED:
+            if key == schema.META_COMPACTED or key.startswith(schema.META_LIVE):
                 continue
             if key.startswith(schema.META_ENDED):
                 continue

@@ -226,9 +226,8 @@ class MemoryEngine:
     def on_unused(self, call: Callable[[Callable[[], None]], None]) -> None:
         weakref.finalize(self, _unused, self._process, call, self._rows).atexit = False
 
-    def size_bytes(self) -> tuple[int, int]:
-        size = sum(map(len, self._table.keys)) + sum(map(len, self._table.values.values()))
-        return size, size
+    def size_bytes(self) -> int:
+        return sum(map(len, self._table.keys)) + sum(map(len, self._table.values.values()))
 
     def close(self) -> None:
         _close(self._rows)
