@@ -97,7 +97,7 @@ class Members:
             *(f"--initial-advertise-peer-urls={self._peer_urls[number]}", "--initial-cluster-state=new"),
             *(f"--heartbeat-interval={HEARTBEAT_MS}", f"--election-timeout={ELECTION_MS}"),
             f"--log-level={LOG_LEVEL[self.system]}",
-            *([f"--quota-backend-bytes={QUOTA_BYTES}"] if self.system == "etcd" else []),
+            f"--quota-backend-bytes={QUOTA_BYTES}",
             *(self._certificates.flags if self._certificates else []),
             *([f"--admin-socket={self.admin_path(number)}"] if self._admin else []),
         ]
