@@ -112,6 +112,11 @@ class _State(Collector):
             in_use,
         )
         yield _gauge(
+            "etcd_disk_defrag_inflight",
+            "Whether or not defrag is active on the member. 1 means active, 0 means not.",
+            self._server.defragmenter.running,
+        )
+        yield _gauge(
             "etcd_server_quota_backend_bytes",
             "Current backend storage quota size in bytes.",
             self._server.quota.flag,

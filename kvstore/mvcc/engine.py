@@ -10,6 +10,7 @@ What has to be known of rocksdict 0.3.29, each point tried:
 - Iterators of a Snapshot object do not see the snapshot but the newest state; only its point reads do. An
   iterator of the database itself is pinned to the moment it was made, and may be moved at will: it is our view.
 - An iterator ends in silence on damage, until `status` is asked.
+- `compact_range` holds the GIL until everything is merged. `merging` is how it is done instead.
 - A checkpoint holds the GIL for all of it, its fsync too: 4 to 24 ms for 1 GB of 64 KiB values right after a
   flush. It flushes what is in memory by then, so without that flush it holds the GIL for as long as that takes.
 - The type stub calls `WriteOptions.disable_wal` a method; it is a property.
@@ -17,8 +18,8 @@ What has to be known of rocksdict 0.3.29, each point tried:
 
 import asyncio
 import weakref
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Final, final
 
@@ -38,11 +39,13 @@ from rocksdict import (
 from rocksdict import WriteOptions as RocksWriteOptions
 
 from kvstore.failpoints import fail, fail_async
+from kvstore.mvcc import schema
 from kvstore.mvcc.slices import Budget, in_thread
 
 _BUFFER_BYTES: Final = 32 << 20
 _BUFFERS_MAX: Final = 3  # one being written, two being flushed
 _CACHE_BYTES: Final = 32 << 20
+_FILES_MERGED: Final = 8  # of level 0; fewer wait for more
 _HOLD_SECONDS: Final = 5.0
 _LEVEL0_HELD_MAX: Final = 20  # files; half of what slows writes down
 _CHUNK_BYTES: Final = 256 << 10  # values may be large: a chunk of rows ends here too
@@ -92,7 +95,7 @@ def _options() -> Options:
     # Compactions share the cores with the loops. Of a put's CPU on all three members they took a third, half of it
     # zstd's; without it, and from twice as many files of twice the size, a tenth.
     options.set_compression_type(DBCompressionType.lz4())
-    options.set_level_zero_file_num_compaction_trigger(8)
+    options.set_level_zero_file_num_compaction_trigger(_FILES_MERGED)
     # Generous, since a slowed-down write holds the GIL; `settle` is the back-pressure.
     options.set_level_zero_slowdown_writes_trigger(40)
     options.set_level_zero_stop_writes_trigger(80)
@@ -273,6 +276,31 @@ class Engine:
     def _set_holding(self, hold: bool) -> None:
         with suppress(DbClosedError):
             self._db.set_options({"disable_auto_compactions": "true" if hold else "false"})
+
+    @asynccontextmanager
+    async def merging(self) -> AsyncIterator[None]:
+        """Inside, RocksDB's threads merge all files that wait for more of them, deleted rows go, and writes go on.
+
+        Its own call for that, compact_range, holds the GIL for all of it.
+        """
+        await in_thread(lambda: self._set_files_merged(1))
+        try:
+            # Only a new file makes RocksDB look at its levels.
+            batch = self.batch()
+            batch.put(schema.META_FORMAT, schema.pack_u64(schema.FORMAT))
+            self.write(batch)
+            await self.flush()
+            yield
+        finally:
+            await in_thread(lambda: self._set_files_merged(_FILES_MERGED))
+
+    def _set_files_merged(self, count: int) -> None:
+        with suppress(DbClosedError):
+            self._db.set_options({"level0_file_num_compaction_trigger": str(count)})
+
+    @property
+    def merges_left(self) -> bool:
+        return bool(self._property("rocksdb.num-running-compactions") or self._property("rocksdb.compaction-pending"))
 
     async def flush(self) -> None:
         """Everything written before the call is on the disk when it returns."""

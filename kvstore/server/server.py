@@ -40,6 +40,7 @@ from kvstore.server.alarms import Alarms
 from kvstore.server.batcher import Batcher
 from kvstore.server.bootstrap import OpenMember
 from kvstore.server.deadlines import SLOT_SECONDS
+from kvstore.server.defragment import Defragmenter
 from kvstore.server.entry_clock import EntryClock
 from kvstore.server.leader_calls import GrpcLeaderCalls, LeaderCalls, Method
 from kvstore.server.lease import Leases
@@ -127,6 +128,7 @@ class KvServer:
         self.leases = Leases(self)
         self.alarms = Alarms(self)
         self.quota = Quota(self)
+        self.defragmenter = Defragmenter(self)
         self.on_leader_change: list[Callable[[], None]] = []  # called after `leader_id` has changed
         self._hard_commit = member.loaded.hard_state.commit
 

@@ -77,7 +77,8 @@ class MaintenanceService(MaintenanceServicer):
         return response
 
     async def Defragment(self, request: DefragmentRequest, context: Any) -> DefragmentResponse:
-        """RocksDB gives space back by itself; who asks for it gets what etcd answers, which has no header."""
+        """As etcd's, the answer has no header."""
+        await self._server.defragmenter.run()
         return DefragmentResponse()
 
     async def MoveLeader(self, request: MoveLeaderRequest, context: Any) -> MoveLeaderResponse:

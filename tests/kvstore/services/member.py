@@ -14,6 +14,7 @@ from kvstore.mvcc.watch import WatchHub, WatchLimits
 from kvstore.pb import rpc_pb2 as pb
 from kvstore.rpc import make_server
 from kvstore.server.alarms import Alarms
+from kvstore.server.defragment import Defragmenter
 from kvstore.server.leader_calls import LeaderCalls, Method
 from kvstore.server.lease import Leases
 from kvstore.server.proposal import Proposal
@@ -67,6 +68,7 @@ class FakeServer:
         self.leases = Leases(self)
         self.alarms = Alarms(self)  # type: ignore[arg-type]
         self.quota = Quota(self)  # type: ignore[arg-type]
+        self.defragmenter = Defragmenter(self)  # type: ignore[arg-type]
         self.leases.role_changed(True, self.raft_term)
         self._applier = Applier(self.store, self.member_id, 1, self, lease_sink=self.leases.changed)
         self._waiting: list[Proposal] = []
