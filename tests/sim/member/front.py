@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, final
 
 from kvstore.errors import Code, KvError
 from kvstore.rpc.base import Call, CallHandler, RpcServer, Stream, StreamHandler, StreamHandlerFactory
+from kvstore.rpc.local import LocalMethods
 from tests.sim.member.loop import SECOND, Process
 
 if TYPE_CHECKING:
@@ -297,6 +298,7 @@ class SimRpc(RpcServer):
 
     def __init__(self, world: "World") -> None:
         self.factories: dict[str, StreamHandlerFactory] = {}
+        self.local = LocalMethods()  # nobody locks here
         self._world = world
         self._calls: dict[str, CallHandler] = {}
         self._methods: dict[str, Any] = {}  # of generated servicers: grpc's RpcMethodHandler
