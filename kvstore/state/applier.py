@@ -28,7 +28,7 @@ from kvstore.state import alarms, cluster
 from kvstore.state.checks import check_delete_range, check_put, check_txn
 from kvstore.state.command import UnknownRequest, parse_batch
 from kvstore.state.leases import apply_checkpoint, apply_grant, leases_to_revoke
-from kvstore.state.txn import AppliedResult, delete_range, put, refuse_put, txn
+from kvstore.state.txn import AppliedResult, delete_range, is_plain, put, refuse_put, txn, txn_small
 
 __all__ = ["Applier", "ApplySinks", "AppliedResult", "LogEntry", "Result"]
 
@@ -162,16 +162,15 @@ class Applier:
                     results.append((sequence, errors.TIMEOUT))
                 continue
             seen = identity
-            if calm and request.HasField("put") and _is_plain(plain := request.put):
-                revision = group.put_plain(plain.key, plain.value)
-                origins.append(_origin(group.revision_varint, position, author, request))
-                if ours:
-                    results.append((sequence, AppliedResult(revision, b"")))
-            else:
+            revision = group.current_revision
+            result = _apply_small(group, request, ours) if calm else None
+            if result is None:
                 result = await self._apply_request(group, request, entry.term, position, ours, origins)
                 calm = not self._alarms
-                if ours:
-                    results.append((sequence, result))
+            elif group.current_revision > revision:
+                origins.append(_origin(group.revision_varint, position, author, request))
+            if ours:
+                results.append((sequence, result))
             if position & _PAUSE_MASK == _PAUSE_MASK:
                 await budget.pause_if_spent()
         if source != _NOBODY:
@@ -183,7 +182,7 @@ class Applier:
     async def _apply_request(
         self, group: WriteGroup, request: Request, term: int, position: int, answer: bool, origins: list[bytes]
     ) -> Result:
-        """Any but a plain put, with its revision."""
+        """All that is not small, with its revision."""
         author = _author(request.member)
         refused = alarms.refusal(self._alarms, request) if self._alarms else None
         if refused is not None:
@@ -225,9 +224,18 @@ async def _apply_op(group: WriteGroup, request: Request, term: int, answer: bool
     raise UnknownRequest(f"a request of type {op}: upgrade this member")
 
 
-def _is_plain(put: PutRequest) -> bool:
-    """Nearly all requests are puts without options, so these pay for one look at each option only."""
-    return not (put.lease or put.prev_kv or put.ignore_value or put.ignore_lease) and bool(put.key)
+def _apply_small(group: WriteGroup, request: Request, answer: bool) -> Result | None:
+    """Nearly all requests are plain puts and compare-and-sets: they are done in one step, with their revision. None:
+    it is something else, and nothing has been done."""
+    if request.HasField("put"):
+        plain = request.put
+        return AppliedResult(group.put_plain(plain.key, plain.value), b"") if is_plain(plain) else None
+    if not request.HasField("txn"):
+        return None
+    try:
+        return txn_small(group, request.txn, answer)
+    except KvError as error:
+        return error.with_traceback(None)
 
 
 def _apply_put(group: WriteGroup, request: PutRequest, answer: bool) -> Result:

@@ -14,7 +14,6 @@ from kvstore import errors
 from kvstore.errors import KvError
 from kvstore.pb.rpc_pb2 import (
     CompactionRequest,
-    Compare,
     DeleteRangeRequest,
     LeaseGrantRequest,
     PutRequest,
@@ -67,37 +66,37 @@ def check_compaction(request: CompactionRequest) -> None:
 
 def check_txn(request: TxnRequest, max_ops: int | None) -> None:
     """max_ops: --max-txn-ops, shared by all levels of nesting; None: no limit."""
-    _check_txn(request, max_ops)
-    for branch in (request.success, request.failure):
+    for branch in _check_txn(request, max_ops):
         # Most branches are one operation, which has nothing to be at odds with.
         if len(branch) > 1 or (branch and branch[0].HasField("request_txn")):
-            _check_branch(list(branch))
+            _check_branch(branch)
 
 
-def _check_txn(request: TxnRequest, max_ops: int | None) -> None:
+def _check_txn(request: TxnRequest, max_ops: int | None) -> tuple[list[RequestOp], list[RequestOp]]:
+    """Each operation for itself, on all levels. Returns the branches: they are read once, which costs."""
+    compares, success, failure = request.compare, list(request.success), list(request.failure)
     left = None
     if max_ops is not None:
-        left = max_ops - max(len(request.compare), len(request.success), len(request.failure))
+        left = max_ops - max(len(compares), len(success), len(failure))
         if left < 0:
             raise _refuse(errors.TOO_MANY_OPS)
-    for compare in request.compare:
-        _check_compare(compare)
-    for branch in (request.success, request.failure):
-        for op in branch:
-            _check_op(op, left)
+    for compare in compares:
+        if not compare.key:
+            raise _refuse(errors.KEY_NOT_PROVIDED)
+    for op in success:
+        check_op(op, left)
+    for op in failure:
+        check_op(op, left)
+    return success, failure
 
 
-def _check_compare(compare: Compare) -> None:
-    if not compare.key:
-        raise _refuse(errors.KEY_NOT_PROVIDED)
-
-
-def _check_op(op: RequestOp, left: int | None) -> None:
+def check_op(op: RequestOp, left: int | None) -> None:
+    """One operation of a txn. left: how many a txn in it may have; None: any number."""
     kind = op.WhichOneof("request")
-    if kind == "request_range":
-        check_range(op.request_range)
-    elif kind == "request_put":
+    if kind == "request_put":
         check_put(op.request_put)
+    elif kind == "request_range":
+        check_range(op.request_range)
     elif kind == "request_delete_range":
         check_delete_range(op.request_delete_range)
     elif kind == "request_txn":

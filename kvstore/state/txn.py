@@ -21,6 +21,7 @@ from kvstore.mvcc.store import MvccStore, Reader
 from kvstore.mvcc.transaction import WriteGroup
 from kvstore.pb.kv_pb2 import KeyValue
 from kvstore.pb.rpc_pb2 import Compare, DeleteRangeRequest, PutRequest, RangeRequest, RequestOp, TxnRequest
+from kvstore.state.checks import check_op
 
 _CHUNK: Final = 256
 _ZERO: Final = KeyValue()
@@ -54,6 +55,11 @@ class AppliedResult:
 
 
 # -- put ---------------------------------------------------------------------------------------------
+
+
+def is_plain(request: PutRequest) -> bool:
+    """Nearly all requests are puts without options, so these pay for one look at each option only."""
+    return not (request.lease or request.prev_kv or request.ignore_value or request.ignore_lease) and bool(request.key)
 
 
 def refuse_put(reader: Reader, request: PutRequest) -> KvError | None:
@@ -112,7 +118,11 @@ def _repeated(tag: bytes, kvs: list[bytes]) -> bytes:
 
 def is_read_only(request: TxnRequest) -> bool:
     """Only range operations in both branches; a nested txn, however harmless, goes through the log."""
-    return all(op.HasField("request_range") for branch in (request.success, request.failure) for op in branch)
+    for branch in (request.success, request.failure):
+        for op in branch:
+            if not op.HasField("request_range"):
+                return False
+    return True
 
 
 async def choose_path(reader: Reader, request: TxnRequest) -> list[bool]:
@@ -232,6 +242,38 @@ async def txn(group: WriteGroup, request: TxnRequest, answer: bool) -> AppliedRe
         return refused
     body = await _run(group, group, request, iter(path), answer)
     return AppliedResult(group.latest_revision, body)
+
+
+def txn_small(group: WriteGroup, request: TxnRequest, answer: bool) -> AppliedResult | None:
+    """A compare-and-set as nearly all are: compares of single keys, then one put without options, or nothing. Checks,
+    does and ends it in one step. None: it is another txn, and nothing has been done. Raises KvError, likewise.
+    """
+    success, failure = request.success, request.failure
+    if len(success) > 1 or len(failure) > 1:
+        return None
+    succeeded = True
+    for compare in request.compare:
+        key = compare.key
+        if not key or compare.range_end:
+            return None
+        if succeeded:
+            kv = group.get_latest(key)
+            succeeded = _holds_for_none(compare) if kv is None else _compares(compare, KeyValue.FromString(kv))
+    taken, other = (success, failure) if succeeded else (failure, success)
+    wants = taken[0].request_put if taken else None  # of another operation: an empty one
+    if wants is not None and not is_plain(wants):
+        return None
+    if other:
+        if other[0].HasField("request_txn"):
+            return None
+        check_op(other[0], None)
+    body = b"\x10\x01" if succeeded else b""
+    if wants is None:
+        return AppliedResult(group.current_revision, body)
+    revision = group.put_plain(wants.key, wants.value)
+    if answer:
+        body += field(RESPONSES_TAG, field(_RESPONSE_PUT, _nested_header(revision)))
+    return AppliedResult(revision, body)
 
 
 async def read_txn(reader: Reader, request: TxnRequest) -> AppliedResult:

@@ -73,7 +73,8 @@ def handle_append_entries_response(r: Raft, m: AppendEntriesResponse) -> bool:
         _handle_rejection(r, peer, m)
         return False
     peer.accept(m.match_index)
-    if peer.next_index <= r.log.last_index:
+    # A quorum of others may have committed before this answer: then it is this answer that lets the member be told.
+    if peer.next_index <= r.log.last_index or peer.commit_told < min(r.log.commit_index, peer.match_index):
         r.send_due = True
     return _advance(r, m.match_index)
 

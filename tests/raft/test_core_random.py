@@ -57,9 +57,9 @@ class World:
             "cut": 8,
             "pass": 4,
             "elect": 8,
-            "strand": 8,
+            "strand": 24,
             "change": 16,
-            "compact": 16,
+            "compact": 40,
             "unreachable": 4,
         }
         self.percent = {fault: (most >> rng.below(4)) * rng.below(2) for fault, most in rates.items()}

@@ -71,6 +71,31 @@ async def test_a_refused_txn_leaves_nothing(tmp_path: Path) -> None:
     state.close()
 
 
+@pytest.mark.parametrize(
+    ("op", "error"),
+    [
+        (pb.RequestOp(request_put=pb.PutRequest()), errors.KEY_NOT_PROVIDED),
+        (pb.RequestOp(request_put=pb.PutRequest(key=b"b", value=b"1", ignore_value=True)), errors.VALUE_PROVIDED),
+        (pb.RequestOp(request_range=pb.RangeRequest(key=b"b", sort_order=9)), errors.INVALID_SORT_OPTION),
+        (pb.RequestOp(), errors.KEY_NOT_FOUND),
+    ],
+)
+async def test_the_branch_not_taken_is_checked_in_a_small_txn_too(
+    tmp_path: Path, op: pb.RequestOp, error: KvError
+) -> None:
+    state = State(tmp_path / "s")
+    good = pb.RequestOp(request_put=pb.PutRequest(key=b"a", value=b"v"))
+    absent = pb.Compare(key=b"a", target=pb.Compare.CREATE, create_revision=0)
+    assert await state.apply(pb.TxnRequest(compare=[absent], success=[good], failure=[op])) == [error]
+    put = pb.ResponseOp(response_put=pb.PutResponse(header=pb.ResponseHeader(revision=2)))
+    done = pb.TxnResponse(succeeded=True, responses=[put]).SerializeToString()
+    assert await state.apply(pb.TxnRequest(compare=[absent], success=[good])) == [AppliedResult(2, done)]
+    present = pb.Compare(key=b"a", target=pb.Compare.VERSION, version=1)
+    assert await state.apply(pb.TxnRequest(compare=[present], success=[op], failure=[good])) == [error]
+    assert await state.apply(pb.TxnRequest(compare=[absent], success=[good])) == [AppliedResult(2, b"")]
+    state.close()
+
+
 async def test_a_put_cannot_keep_the_value_of_a_key_that_its_txn_deletes(tmp_path: Path) -> None:
     """Such a txn gets past the rule against duplicate keys when the delete has an open end, and kills an etcd."""
     state = State(tmp_path / "s")

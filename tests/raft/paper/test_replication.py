@@ -100,6 +100,19 @@ def test_leader_tells_the_commit_index() -> None:
     assert [(m.to, m.commit) for m in bench.sent_of(AppendEntries)] == [(2, 1)]
 
 
+def test_a_member_that_stores_an_entry_after_its_commit_is_told_at_once() -> None:
+    """3.5: the leader may tell only what the member has; so its late answer is the moment, not the next heartbeat."""
+    bench = leader()
+    bench.step(ack(2, 1, 1), ack(3, 1, 1))
+    bench.work()
+    bench.raw.propose([b"x"])
+    bench.work()
+    bench.step(ack(2, 1, 2))
+    assert [(m.to, m.commit) for m in bench.sent_of(Heartbeat)] == [(2, 2)]
+    bench.step(ack(3, 1, 2))
+    assert [(m.to, m.commit) for m in bench.sent_of(Heartbeat)] == [(3, 2)]
+
+
 def test_follower_takes_entries_that_follow_its_log() -> None:
     """3.5: the consistency check: prev_index and prev_term."""
     bench = Bench("1@1", term=1)
