@@ -21,6 +21,7 @@ from kvstore.gateway.health import Health, failure
 from kvstore.gateway.metrics import CONTENT_TYPE, Metrics
 from kvstore.mvcc.range import range_
 from kvstore.pb.rpc_pb2 import RangeRequest
+from kvstore.rpc.counts import Counts
 from kvstore.version import CLUSTER_VERSION, ETCD_VERSION, STORAGE_VERSION
 
 if TYPE_CHECKING:
@@ -34,10 +35,11 @@ EVERY_KEY: Final = RangeRequest(key=b"\0", range_end=b"\0", count_only=True)
 
 
 class Pages:
-    def __init__(self, server: "KvServer") -> None:
+    def __init__(self, server: "KvServer", counts: Counts | None = None) -> None:
+        """counts: of the front that clients are served by."""
         self._server = server
         self.health = Health(server)
-        self.metrics = Metrics(server, self.health)
+        self.metrics = Metrics(server, self.health, counts)
         self._one_count = asyncio.Lock()
 
     async def version(self, request: Request) -> Response:

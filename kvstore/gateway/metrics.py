@@ -6,14 +6,21 @@ changes of the leader, failed requests, answers about the health. Each server ha
 Some of etcd's totals are gauges by type (proposals_committed_total, keys_total): dashboards know them so.
 """
 
+import contextlib
+import os
+import resource
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final, final
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from kvstore.gateway.families import buckets, counter, gauge, histogram, label, untyped
+from kvstore.gateway.rpc_metrics import rpc_metrics
+from kvstore.measure import COMMITS, FSYNCS
+from kvstore.rpc.counts import Counts
 from kvstore.version import CLUSTER_VERSION, ETCD_VERSION
 
 if TYPE_CHECKING:
@@ -25,9 +32,10 @@ CONTENT_TYPE: Final = CONTENT_TYPE_PLAIN_0_0_4
 
 @final
 class Metrics:
-    def __init__(self, server: "KvServer", health: "Health") -> None:
+    def __init__(self, server: "KvServer", health: "Health", counts: "Counts | None" = None) -> None:
+        """counts: of the front that clients are served by."""
         self._registry = CollectorRegistry()
-        self._state = _State(server, health)
+        self._state = _State(server, health, counts or Counts())
         self._registry.register(self._state)
         ProcessCollector(registry=self._registry)
 
@@ -39,9 +47,11 @@ class Metrics:
 
 @final
 class _State(Collector):
-    def __init__(self, server: "KvServer", health: "Health") -> None:
+    def __init__(self, server: "KvServer", health: "Health", counts: Counts) -> None:
         self._server = server
         self._health_pages = health
+        self._counts = counts
+        self._scrapes = 0
         self.keys = 0
         self._leader_changes = 0
         server.on_leader_change.append(self._leader_changed)
@@ -58,37 +68,40 @@ class _State(Collector):
         yield from self._watch()
         yield from self._health()
         yield from self._identity()
+        yield from self._network()
+        yield from rpc_metrics(self._counts)
+        yield from self._process()
 
     def _raft(self) -> Iterable[Metric]:
         server = self._server
         raft = server.status()
         leads = server.leader_id == server.member_id
-        yield _gauge(
+        yield gauge(
             "etcd_server_has_leader", "Whether or not a leader exists. 1 is existence, 0 is not.", server.has_leader
         )
-        yield _gauge("etcd_server_is_leader", "Whether or not this member is a leader. 1 if is, 0 otherwise.", leads)
-        yield _gauge(
+        yield gauge("etcd_server_is_leader", "Whether or not this member is a leader. 1 if is, 0 otherwise.", leads)
+        yield gauge(
             "etcd_server_is_learner",
             "Whether or not this member is a learner. 1 if is, 0 otherwise.",
             server.is_learner,
         )
-        yield _counter(
+        yield counter(
             "etcd_server_leader_changes_seen_total", "The number of leader changes seen.", self._leader_changes
         )
-        yield _gauge(
+        yield gauge(
             "etcd_server_proposals_committed_total", "The total number of consensus proposals committed.", raft.commit
         )
-        yield _gauge(
+        yield gauge(
             "etcd_server_proposals_applied_total",
             "The total number of consensus proposals applied.",
             server.store.applied_index,
         )
-        yield _gauge(
+        yield gauge(
             "etcd_server_proposals_pending",
             "The current number of pending proposals to commit.",
             server.waiting_requests,
         )
-        yield _counter(
+        yield counter(
             "etcd_server_proposals_failed_total", "The total number of failed proposals seen.", server.failed_requests
         )
         active = GaugeMetricFamily(
@@ -101,90 +114,107 @@ class _State(Collector):
     def _store(self) -> Iterable[Metric]:
         store = self._server.store
         total, in_use = store.size_bytes()
-        yield _gauge(
+        yield gauge(
             "etcd_mvcc_db_total_size_in_bytes",
             "Total size of the underlying database physically allocated in bytes.",
             total,
         )
-        yield _gauge(
+        yield gauge(
             "etcd_mvcc_db_total_size_in_use_in_bytes",
             "Total size of the underlying database logically in use in bytes.",
             in_use,
         )
-        yield _gauge(
+        yield gauge(
             "etcd_disk_defrag_inflight",
             "Whether or not defrag is active on the member. 1 means active, 0 means not.",
             self._server.defragmenter.running,
         )
-        yield _gauge(
+        yield gauge(
             "etcd_server_quota_backend_bytes",
             "Current backend storage quota size in bytes.",
             self._server.quota.flag,
         )
-        yield _gauge("etcd_debugging_mvcc_current_revision", "The current revision of store.", store.current_revision)
-        yield _gauge(
+        yield gauge("etcd_debugging_mvcc_current_revision", "The current revision of store.", store.current_revision)
+        yield gauge(
             "etcd_debugging_mvcc_compact_revision",
             "The revision of the last compaction in store.",
             store.compact_revision,
         )
 
-        yield _gauge("etcd_debugging_mvcc_keys_total", "Total number of keys.", self.keys)
+        yield gauge("etcd_debugging_mvcc_keys_total", "Total number of keys.", self.keys)
 
     def _watch(self) -> Iterable[Metric]:
         hub = self._server.hub
-        yield _gauge("etcd_debugging_mvcc_watch_stream_total", "Total number of watch streams.", len(hub.streams))
-        yield _gauge("etcd_debugging_mvcc_watcher_total", "Total number of watchers.", hub.watcher_count)
-        yield _gauge(
+        yield gauge("etcd_debugging_mvcc_watch_stream_total", "Total number of watch streams.", len(hub.streams))
+        yield gauge("etcd_debugging_mvcc_watcher_total", "Total number of watchers.", hub.watcher_count)
+        yield gauge(
             "etcd_debugging_mvcc_slow_watcher_total", "Total number of unsynced slow watchers.", hub.unsynced_count
         )
 
     def _health(self) -> Iterable[Metric]:
-        yield _untyped(
+        yield untyped(
             "etcd_server_health_success",
             "The total number of successful health checks",
             self._health_pages.answers[True],
         )
-        yield _untyped(
+        yield untyped(
             "etcd_server_health_failures", "The total number of failed health checks", self._health_pages.answers[False]
         )
 
     def _identity(self) -> Iterable[Metric]:
-        yield _label(
+        yield label(
             "etcd_server_id",
             "Server or member ID in hexadecimal format. 1 for 'server_id' label with current ID.",
             "server_id",
             f"{self._server.member_id:x}",
         )
-        yield _label(
+        yield label(
             "etcd_server_version",
             "Which version is running. 1 for 'server_version' label with current version.",
             "server_version",
             ETCD_VERSION,
         )
-        yield _label(
+        yield label(
             "etcd_cluster_version",
             "Which version is running. 1 for 'cluster_version' label with current cluster version",
             "cluster_version",
             CLUSTER_VERSION.rpartition(".")[0],
         )
 
+    def _network(self) -> Iterable[Metric]:
+        traffic = self._server.peers.traffic
+        for name, key, bytes_ in (("sent", "To", traffic.sent_bytes), ("received", "From", traffic.received_bytes)):
+            family = CounterMetricFamily(
+                f"etcd_network_peer_{name}_bytes_total",
+                f"The total number of bytes {name} {key.lower()} peers.",
+                labels=(key,),
+            )
+            for peer, size in sorted(bytes_.items()):
+                family.add_metric((f"{peer:x}",), size)
+            yield family
+        trips = HistogramMetricFamily(
+            "etcd_network_peer_round_trip_time_seconds", "Round-Trip-Time histogram between peers", labels=("To",)
+        )
+        for peer, measured in sorted(traffic.round_trips.items()):
+            trips.add_metric((f"{peer:x}",), buckets(measured), measured.total)
+        yield trips
+        yield histogram(
+            "etcd_disk_wal_fsync_duration_seconds", "The latency distributions of fsync called by WAL.", FSYNCS
+        )
+        yield histogram(
+            "etcd_disk_backend_commit_duration_seconds",
+            "The latency distributions of commit called by backend.",
+            COMMITS,
+        )
 
-def _gauge(name: str, text: str, value: float) -> Metric:
-    return GaugeMetricFamily(name, text, value=value)
-
-
-def _counter(name: str, text: str, value: float) -> Metric:
-    return CounterMetricFamily(name, text, value=value)
-
-
-def _untyped(name: str, text: str, value: float) -> Metric:
-    """For etcd's counters without _total in their name, which a counter of this library always has."""
-    family = Metric(name, text, "untyped")
-    family.add_sample(name, {}, value)
-    return family
-
-
-def _label(name: str, text: str, label: str, value: str) -> Metric:
-    family = GaugeMetricFamily(name, text, labels=(label,))
-    family.add_metric((value,), 1)
-    return family
+    def _process(self) -> Iterable[Metric]:
+        with contextlib.suppress(OSError):  # there is no /proc
+            yield gauge("os_fd_used", "The number of used file descriptors.", len(os.listdir("/proc/self/fd")))
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        yield gauge("os_fd_limit", "The file descriptor limit.", limit)
+        self._scrapes += 1
+        scrapes = CounterMetricFamily(
+            "promhttp_metric_handler_requests_total", "Total number of scrapes by HTTP status code.", labels=("code",)
+        )
+        scrapes.add_metric(("200",), self._scrapes)
+        yield scrapes

@@ -27,7 +27,7 @@ class HttpPorts:
         self, config: "ServerConfig", server: "KvServer", tls: "ServerTls | None", local: "LocalMethods"
     ) -> None:
         """local: what the gRPC front serves, for the JSON gateway."""
-        pages = Pages(server)
+        pages = Pages(server, local.counts)
         bytes_max = config.max_request_bytes + REQUEST_OVERHEAD_BYTES
         clients = Access(
             make_app(pages),

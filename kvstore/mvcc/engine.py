@@ -39,6 +39,7 @@ from rocksdict import (
 from rocksdict import WriteOptions as RocksWriteOptions
 
 from kvstore.failpoints import fail, fail_async
+from kvstore.measure import COMMITS
 from kvstore.mvcc import schema
 from kvstore.mvcc.slices import Budget, in_thread
 
@@ -226,7 +227,9 @@ class Engine:
         """All or nothing, also after a crash. Consumes the batch. Raises StoreError: the member must stop."""
         try:
             fail("storeBeforeWrite")
+            began = COMMITS.now()
             self._db.write(batch, self._write_options)
+            COMMITS.observe(COMMITS.now() - began)
             fail("storeAfterWrite")
         except Exception as error:
             raise self._failed(error) from error

@@ -18,6 +18,7 @@ import structlog
 from kvstore.errors import Code, KvError
 
 if TYPE_CHECKING:
+    from kvstore.rpc.counts import Counts, MethodCounts
     from kvstore.rpc.local import LocalMethods
 
 log = structlog.get_logger(__name__)
@@ -64,8 +65,11 @@ class Call(ABC):
 CallHandler = Callable[[list[Call]], None]
 
 
-def deliver(calls: list[Call], handler: CallHandler, refusal: Callable[[], KvError | None]) -> None:
+def deliver(
+    calls: list[Call], handler: CallHandler, refusal: Callable[[], KvError | None], counts: "MethodCounts"
+) -> None:
     """One method's calls of a tick to its handler, on either front."""
+    counts.started += len(calls)
     refused = refusal()
     if refused is not None:
         for call in calls:
@@ -137,6 +141,9 @@ class RpcServer(ABC):
 
     # What is served, for callers inside of this process.
     local: "LocalMethods"
+
+    # What has been served, by clients of the network and of this process.
+    counts: "Counts"
 
     # Asked for each list of calls, each stream and each call of generated code, by the method's full path: why it is
     # not served now.

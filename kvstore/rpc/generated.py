@@ -18,6 +18,7 @@ from google.protobuf.message import DecodeError
 
 from kvstore.errors import MALFORMED, Code, KvError, unimplemented
 from kvstore.rpc.base import UNEXPECTED
+from kvstore.rpc.counts import Counts
 from kvstore.rpc.local import LocalMethods
 
 log = structlog.get_logger(__name__)
@@ -43,8 +44,9 @@ async def abort(context: Any, error: KvError) -> NoReturn:
 class GeneratedMethod:
     """One method of a generated servicer, with parsing and errors in our hands."""
 
-    def __init__(self, path: str, handler: Any, refusal: Refusal) -> None:
+    def __init__(self, path: str, handler: Any, refusal: Refusal, counts: Counts) -> None:
         self._path = path
+        self._counts = counts.new(path, _kind(handler))
         self._refusal = refusal
         self._parse = handler.request_deserializer
         self._serialize = handler.response_serializer
@@ -66,30 +68,48 @@ class GeneratedMethod:
         return grpc.unary_unary_rpc_method_handler(self._unary_unary)
 
     async def _unary_unary(self, request: bytes, context: Any) -> bytes:
+        self._counts.started += 1
         try:
             self._check()
             answer: bytes = self._serialize(await self._behaviour(self._parse(request), context))
         except Exception as error:  # top of the handler
             await self._failed(context, error)
+        except BaseException:
+            self._counts.ended(Code.CANCELLED)
+            raise
+        self._counts.ended()
         return answer
 
     async def _unary_stream(self, request: bytes, context: Any) -> AsyncIterator[bytes]:
+        self._counts.started += 1
+        self._counts.received += 1
         try:
             self._check()
             async with aclosing(self._behaviour(self._parse(request), context)) as answers:
                 async for answer in answers:
+                    self._counts.sent += 1
                     yield self._serialize(answer)
         except Exception as error:  # top of the handler
             await self._failed(context, error)
+        except BaseException:
+            self._counts.ended(Code.CANCELLED)
+            raise
+        self._counts.ended()
 
     async def _stream_stream(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
+        self._counts.started += 1
         try:
             self._check()
             async with aclosing(self._behaviour(self._parsed(requests), context)) as answers:
                 async for answer in answers:
+                    self._counts.sent += 1
                     yield self._serialize(answer)
         except Exception as error:  # top of the handler
             await self._failed(context, error)
+        except BaseException:
+            self._counts.ended(Code.CANCELLED)
+            raise
+        self._counts.ended()
 
     def _check(self) -> None:
         refused = self._refusal()
@@ -98,21 +118,39 @@ class GeneratedMethod:
 
     async def _parsed(self, requests: AsyncIterator[bytes]) -> AsyncIterator[Any]:
         async for request in requests:
+            self._counts.received += 1
             yield self._parse(request)
 
     async def _unimplemented(self, _: Any, context: Any) -> NoReturn:
+        self._counts.started += 1
+        self._counts.ended(Code.UNIMPLEMENTED)
         await abort(context, unimplemented(self._path))
 
     async def _failed(self, context: Any, error: Exception) -> NoReturn:
         if isinstance(error, grpc.aio.AbortError):
+            self._counts.ended(_code_of(context))
             raise error
         if isinstance(error, DecodeError):
             error = MALFORMED
         if not isinstance(error, KvError):
             log.error("servicer failed", method=self._path, exc_info=error)
             error = UNEXPECTED
+        self._counts.ended(error.code)
         # The table's errors live for ever: they must not gather the frames of all who raised them.
         await abort(context, error.with_traceback(None))
+
+
+def _kind(handler: Any) -> str:
+    """As metrics of gRPC name it."""
+    if handler.request_streaming:
+        return "bidi_stream" if handler.response_streaming else "client_stream"
+    return "server_stream" if handler.response_streaming else "unary"
+
+
+def _code_of(context: Any) -> Code:
+    """What a servicer has ended its own call with."""
+    code = context.code() if hasattr(context, "code") else None
+    return Code(code.value[0]) if isinstance(code, grpc.StatusCode) else Code.UNKNOWN
 
 
 @final
@@ -134,7 +172,8 @@ class WrappingRegistry:
         methods = {}
         for name, handler in handlers.items():
             path = f"/{service}/{name}"
-            methods[name] = GeneratedMethod(path, handler, partial(self._refusal, path)).wrapped(handler)
+            refusal = partial(self._refusal, path)
+            methods[name] = GeneratedMethod(path, handler, refusal, self._local.counts).wrapped(handler)
             self._local.add_generated(path, methods[name])
         self._services.add(service)
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, methods),))

@@ -23,9 +23,10 @@ import grpc
 import grpc.aio
 import structlog
 
-from kvstore.errors import STOPPED, KvError
+from kvstore.errors import STOPPED, Code, KvError
 from kvstore.rpc.address import can_listen, host_port, is_secure
 from kvstore.rpc.base import UNEXPECTED, Call, CallHandler, RpcServer, Stream, StreamHandlerFactory, deliver
+from kvstore.rpc.counts import Counts, MethodCounts
 from kvstore.rpc.generated import GenericHandler, MethodHandler, Refusal, UnknownMethods, WrappingRegistry, abort
 from kvstore.rpc.local import LocalMethods
 from kvstore.rpc.options import MESSAGE_BYTES_MAX, ChannelOptions, ServerOptions
@@ -150,9 +151,10 @@ class GrpcioCall(CallContext, Call):
 class CallCollector:
     """One hot unary method: gathers the calls of a tick."""
 
-    __slots__ = ("_calls", "_handler", "_loop", "_refusal")
+    __slots__ = ("_calls", "_counts", "_handler", "_loop", "_refusal")
 
-    def __init__(self, handler: CallHandler, refusal: Refusal) -> None:
+    def __init__(self, handler: CallHandler, refusal: Refusal, counts: MethodCounts) -> None:
+        self._counts = counts
         self._handler = handler
         self._refusal = refusal
         self._calls: list[Call] = []
@@ -164,25 +166,29 @@ class CallCollector:
             self._loop.call_soon(self._deliver)
         call = GrpcioCall(request, context, future)
         self._calls.append(call)
+        code = Code.CANCELLED
         try:
             answer = await future
+            code = answer.code if isinstance(answer, KvError) else Code.OK
         finally:
             call.end()
+            self._counts.ended(code)
         if isinstance(answer, KvError):
             await abort(context, answer)
         return answer
 
     def _deliver(self) -> None:
         calls, self._calls = self._calls, []
-        deliver(calls, self._handler, self._refusal)
+        deliver(calls, self._handler, self._refusal, self._counts)
 
 
 @final
 class GrpcioStream(CallContext, Stream):
     """Both directions of one bidirectional call."""
 
-    def __init__(self, context: Any, factory: StreamHandlerFactory) -> None:
+    def __init__(self, context: Any, factory: StreamHandlerFactory, counts: MethodCounts) -> None:
         super().__init__(context)
+        self._counts = counts
         self._queue: deque[bytes] = deque()
         self._queued_bytes = 0
         self._wakeup = asyncio.Event()
@@ -199,6 +205,7 @@ class GrpcioStream(CallContext, Stream):
             return
         self._queue.extend(messages)
         self._queued_bytes += sum(map(len, messages))
+        self._counts.sent += len(messages)
         self._wakeup.set()
 
     def close(self, error: KvError | None = None) -> None:
@@ -216,6 +223,8 @@ class GrpcioStream(CallContext, Stream):
             await self._write()
         finally:
             reading.cancel()
+            code = self._error.code if self._error is not None else Code.OK
+            self._counts.ended(code if self._closing else Code.CANCELLED)
             self._closing = True
             self._queue.clear()
             self._queued_bytes = 0
@@ -230,6 +239,7 @@ class GrpcioStream(CallContext, Stream):
             if message is EOF:
                 self._guarded(self._handler.half_closed)
                 return
+            self._counts.received += 1
             self._guarded(self._handler.received, [message])
 
     async def _write(self) -> None:
@@ -259,16 +269,19 @@ class GrpcioStream(CallContext, Stream):
 class StreamMethod:
     """One hot bidirectional method, and its streams under way."""
 
-    def __init__(self, factory: StreamHandlerFactory, refusal: Refusal) -> None:
+    def __init__(self, factory: StreamHandlerFactory, refusal: Refusal, counts: MethodCounts) -> None:
         self._factory = factory
+        self._counts = counts
         self._refusal = refusal
         self._streams: set[GrpcioStream] = set()
 
     async def serve(self, _: AsyncIterator[bytes], context: Any) -> None:
+        self._counts.started += 1
         refused = self._refusal()
         if refused is not None:
+            self._counts.ended(refused.code)
             await abort(context, refused)
-        stream = GrpcioStream(context, self._factory)
+        stream = GrpcioStream(context, self._factory, self._counts)
         self._streams.add(stream)
         try:
             await stream.serve()
@@ -299,18 +312,19 @@ class GrpcioServer(RpcServer):
         self._hot = HotMethods()
         self._stream_methods: list[StreamMethod] = []
         self._unknown = UnknownMethods()
-        self.local = LocalMethods()
+        self.counts = Counts()
+        self.local = LocalMethods(self.counts)
         self._server.add_generic_rpc_handlers((self._hot,))
 
     def add_calls(self, method: str, handler: CallHandler) -> None:
         refusal = partial(self._refused, method)
-        collector = CallCollector(handler, refusal)
+        collector = CallCollector(handler, refusal, self.counts.new(method))
         self.local.add_calls(method, handler, refusal)
         self._add_hot(method, grpc.unary_unary_rpc_method_handler(collector.serve))
 
     def add_stream(self, method: str, factory: StreamHandlerFactory) -> None:
         refusal = partial(self._refused, method)
-        served = StreamMethod(factory, refusal)
+        served = StreamMethod(factory, refusal, self.counts.new(method, "bidi_stream"))
         self.local.add_stream(method, factory, refusal)
         self._stream_methods.append(served)
         self._add_hot(method, grpc.stream_stream_rpc_method_handler(served.serve))

@@ -20,6 +20,7 @@ import structlog
 
 from kvstore.errors import Code, KvError
 from kvstore.rpc.base import UNEXPECTED, Call, CallHandler, Stream, StreamHandlerFactory, deliver
+from kvstore.rpc.counts import Counts, MethodCounts
 
 log = structlog.get_logger(__name__)
 
@@ -88,8 +89,9 @@ class LocalCall(Call):
 
 @final
 class LocalStream(Stream):
-    def __init__(self, origin: Origin, factory: StreamHandlerFactory) -> None:
+    def __init__(self, origin: Origin, factory: StreamHandlerFactory, counts: MethodCounts) -> None:
         self._origin = origin
+        self._counts = counts
         self._queue: deque[bytes] = deque()
         self._queued_bytes = 0
         self._changed = asyncio.Event()
@@ -113,6 +115,7 @@ class LocalStream(Stream):
         if not self._is_ended:
             self._queue.extend(messages)
             self._queued_bytes += sum(map(len, messages))
+            self._counts.sent += len(messages)
             self._changed.set()
 
     def close(self, error: KvError | None = None) -> None:
@@ -139,6 +142,8 @@ class LocalStream(Stream):
                     await self._changed.wait()
         finally:
             reading.cancel()
+            code = self._error.code if self._error is not None else Code.OK
+            self._counts.ended(code if self._is_ended else Code.CANCELLED)
             self._is_ended = True
             self._handler.closed()
         if self._error is not None:
@@ -149,6 +154,7 @@ class LocalStream(Stream):
             async for request in requests:
                 if self._is_ended:
                     return
+                self._counts.received += 1
                 self._guarded(self._handler.received, [request])
             self._guarded(self._handler.half_closed)
         except KvError as error:
@@ -213,14 +219,20 @@ class _Method:
 
 @final
 class _Calls(_Method):
-    def __init__(self, handler: CallHandler, refusal: Refusal) -> None:
+    def __init__(self, handler: CallHandler, refusal: Refusal, counts: MethodCounts) -> None:
         self._handler = handler
         self._refusal = refusal
+        self._counts = counts
 
     async def call(self, request: bytes, origin: Origin) -> bytes:
         call = LocalCall(request, origin)
-        deliver([call], self._handler, self._refusal)
-        answer = await call.answer
+        deliver([call], self._handler, self._refusal, self._counts)
+        code = Code.CANCELLED
+        try:
+            answer = await call.answer
+            code = answer.code if isinstance(answer, KvError) else Code.OK
+        finally:
+            self._counts.ended(code)
         if isinstance(answer, KvError):
             raise answer
         return answer
@@ -228,15 +240,18 @@ class _Calls(_Method):
 
 @final
 class _Streams(_Method):
-    def __init__(self, factory: StreamHandlerFactory, refusal: Refusal) -> None:
+    def __init__(self, factory: StreamHandlerFactory, refusal: Refusal, counts: MethodCounts) -> None:
         self._factory = factory
         self._refusal = refusal
+        self._counts = counts
 
     def stream(self, requests: AsyncIterator[bytes], origin: Origin) -> AsyncGenerator[bytes, None]:
+        self._counts.started += 1
         refused = self._refusal()
         if refused is not None:
+            self._counts.ended(refused.code)
             raise refused
-        return LocalStream(origin, self._factory).answers(requests)
+        return LocalStream(origin, self._factory, self._counts).answers(requests)
 
 
 @final
@@ -271,14 +286,16 @@ class _Generated(_Method):
 class LocalMethods:
     """Every method of one front, by path."""
 
-    def __init__(self) -> None:
+    def __init__(self, counts: Counts | None = None) -> None:
+        """counts: where calls are counted, beside those of the network."""
         self._methods: dict[str, _Method] = {}
+        self.counts = counts or Counts()
 
     def add_calls(self, path: str, handler: CallHandler, refusal: Refusal) -> None:
-        self._methods[path] = _Calls(handler, refusal)
+        self._methods[path] = _Calls(handler, refusal, self.counts.new(path))
 
     def add_stream(self, path: str, factory: StreamHandlerFactory, refusal: Refusal) -> None:
-        self._methods[path] = _Streams(factory, refusal)
+        self._methods[path] = _Streams(factory, refusal, self.counts.new(path, "bidi_stream"))
 
     def add_generated(self, path: str, handler: Any) -> None:
         self._methods[path] = _Generated(handler)

@@ -33,6 +33,7 @@ from typing import Final
 
 from kvstore.config import ServerConfig
 from kvstore.failpoints import fail
+from kvstore.measure import FSYNCS
 from kvstore.mvcc.store import MvccStore, StoreError, StoreOptions
 from kvstore.rpc import make_peer_channel
 from kvstore.server.joining import Joining, JoinRefused, ask_to_join, hear
@@ -44,6 +45,7 @@ from kvstore.state.cluster import ClusterTable, Member, cluster_id, member_id
 from raft.errors import RaftError
 from raft.snapshot import repair_log
 from raft.storage.base import Loaded
+from raft.storage.file_system import OsFileSystem
 from raft.storage.segmented import SegmentedStorage
 from raft.types import Configuration, HardState, SnapshotMeta
 
@@ -115,7 +117,8 @@ async def open_member(
             joining = await ask_to_join(config, channel_factory)
         members = first_members(config) if joining is None else joining.first
         identity = _identify(path, config, members, found, joining, new_instance)
-        open_log = open_log or partial(SegmentedStorage, segment_bytes=config.log_segment_bytes)
+        disk = OsFileSystem(FSYNCS.timed(os.fdatasync))
+        open_log = open_log or partial(SegmentedStorage, segment_bytes=config.log_segment_bytes, file_system=disk)
         member = await _open(path, identity, members, lock, open_log, store_options or StoreOptions())
         return await _with_told(config, member, joining, channel_factory)
     except BaseException as error:

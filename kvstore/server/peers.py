@@ -25,6 +25,7 @@ from kvstore.config import url_problem
 from kvstore.errors import MALFORMED, KvError
 from kvstore.pb.command_pb2 import MemberChange
 from kvstore.pb.peer_pb2 import MemberRow, MembersRequest, MemberView
+from kvstore.server.traffic import PeerTraffic
 from kvstore.state.cluster import Member
 from raft.errors import PeerRefused
 from raft.transport.grpc import PeerIdentity
@@ -73,6 +74,7 @@ class Peers:
     def __init__(self, server: "KvServer", told: Told | None) -> None:
         self._server = server
         self._told = told
+        self.traffic = PeerTraffic(server.transport)
         self._pending: list[tuple[Index, Member]] = []  # until that index is applied
         self._to_ask: set[NodeId] = set()
         self._wanted = asyncio.Event()  # somebody is to be asked

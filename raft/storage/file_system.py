@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias, final
 
@@ -82,8 +83,9 @@ class FileSystem(ABC):
 
 @final
 class OsFile(File):
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int, sync: Callable[[int], None] = os.fdatasync) -> None:
         self._descriptor = descriptor
+        self._sync = sync
 
     def __del__(self) -> None:
         # A reader may still hold a segment that compaction took away: the last reference closes it,
@@ -118,7 +120,7 @@ class OsFile(File):
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def fdatasync(self) -> None:
-        os.fdatasync(self._descriptor)
+        self._sync(self._descriptor)
 
     def truncate(self, size: int) -> None:
         os.ftruncate(self._descriptor, size)
@@ -134,6 +136,10 @@ class OsFile(File):
 
 @final
 class OsFileSystem(FileSystem):
+    def __init__(self, sync: Callable[[int], None] = os.fdatasync) -> None:
+        """sync: how a file's descriptor is made durable; one that also measures, perhaps."""
+        self._sync = sync
+
     def make_directory(self, path: Path) -> None:
         if path.is_dir():
             return
@@ -146,10 +152,10 @@ class OsFileSystem(FileSystem):
         return sorted(os.listdir(path))
 
     def create(self, path: Path) -> File:
-        return OsFile(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, FILE_MODE))
+        return OsFile(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, FILE_MODE), self._sync)
 
     def open(self, path: Path) -> File:
-        return OsFile(os.open(path, os.O_RDWR))
+        return OsFile(os.open(path, os.O_RDWR), self._sync)
 
     def rename(self, old: Path, new: Path) -> None:
         os.rename(old, new)

@@ -86,6 +86,7 @@ SERVER_OPTIONS: Final[Arguments] = [
 # on every port that is added to it, or on none.
 ServerFactory: TypeAlias = Callable[[Arguments], Any]
 ChannelFactory: TypeAlias = Callable[[str, Arguments], Any]
+Traffic: TypeAlias = Callable[[NodeId, list[Message], int], None]  # with whom, what, and its bytes
 
 
 def default_server(arguments: Arguments) -> grpc.aio.Server:
@@ -148,6 +149,8 @@ class GrpcTransport(Transport):
         self.listening: list[str] = []  # URLs with their real ports, once started
         self.channel_factory = channel_factory
         self.check_peer = check_peer
+        self.on_sent: Traffic | None = None  # told of each frame to a peer, and of each one from a peer
+        self.on_received: Traffic | None = None
         self.on_refused = on_refused
         self.runtime = Runtime() if runtime is None else runtime
         self.queue_bytes_max = queue_bytes_max
@@ -264,7 +267,10 @@ class GrpcTransport(Transport):
                 receive = self._receive
                 if receive is None or self._inbound.get(peer.node_id) is not stream:
                     return
-                receive(self._decode(frame, peer.node_id))
+                messages = self._decode(frame, peer.node_id)
+                if self.on_received is not None:
+                    self.on_received(peer.node_id, messages, len(frame))
+                receive(messages)
         except MalformedMessage as error:
             logger.error("%x cuts the stream of %x: %s", own.node_id, peer.node_id, error)
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
@@ -329,7 +335,7 @@ class _Link:
         if was_empty and self._call is not None and not is_armed("peerBeforeWrite"):
             # To wake the task for it would cost two turns of the loop, one of them behind the node's own fsync.
             while self._queue and self._call.is_writable:
-                self._call.write_nowait(encode_batch(self._take_frame()))
+                self._call.write_nowait(self._next_frame())
         if self._queue:
             self._wakeup.set()
 
@@ -425,7 +431,7 @@ class _Link:
                 self._wakeup.clear()
                 await self._wakeup.wait()
                 continue
-            frame = encode_batch(self._take_frame())
+            frame = self._next_frame()
             await fail_async("peerBeforeWrite")
             try:
                 await call.write(frame)
@@ -436,6 +442,13 @@ class _Link:
         if not ended.cancelled():
             ended.exception()  # seen; _converse raises it unless a write failed first
         self._wakeup.set()
+
+    def _next_frame(self) -> bytes:
+        messages = self._take_frame()
+        frame = encode_batch(messages)
+        if self._transport.on_sent is not None:
+            self._transport.on_sent(self._node_id, messages, len(frame))
+        return frame
 
     def _take_frame(self) -> list[Message]:
         """What one frame carries: at least one message, and not many more than FRAME_BYTES_WANTED bytes."""

@@ -11,6 +11,7 @@ import structlog
 
 from kvstore.errors import Code, KvError
 from kvstore.rpc.base import UNEXPECTED, Call, CallHandler, Stream, StreamHandlerFactory, deliver
+from kvstore.rpc.counts import MethodCounts
 from kvstore.rpc.nghttp2 import engine, metadata
 from kvstore.rpc.nghttp2.framing import HEAD_BYTES, Deframer, frame
 from kvstore.rpc.nghttp2.serving import LINGER_SECONDS, NO_TIMEOUT, OK, RESPONSE, Method, Request, ServerStream
@@ -84,30 +85,50 @@ class UnaryCall(ServerStream, Call):
         try:
             messages = deframer.feed(data)
         except KvError as error:
-            self.fail(error)
+            self._reject(error)
             return
         if messages:
             if hasattr(self, "request") or len(messages) > 1:
-                self.fail(SECOND_MESSAGE)
+                self._reject(SECOND_MESSAGE)
                 return
             self.request = messages[0]
         if is_last:
             if not deframer.is_between_messages:
-                self.fail(CUT_MESSAGE)
+                self._reject(CUT_MESSAGE)
             elif not hasattr(self, "request"):
-                self.fail(NO_MESSAGE)
+                self._reject(NO_MESSAGE)
             else:
                 self._method.add(self)
 
     def closed(self) -> None:
         if self._session is not None:
             self._cancelled = True
+            self._count_if_early()
+            self._method.counts.ended(Code.CANCELLED)
             self._leave()
 
     def stop(self, error: KvError) -> None:
         if self._session is not None:
             self._cancelled = True
+            self._count_if_early()
             self.fail(error)
+
+    def _reject(self, error: KvError) -> None:
+        """What came is no request."""
+        self._method.counts.started += 1
+        self.fail(error)
+
+    def _count_if_early(self) -> None:
+        """Calls are counted when they are delivered; this one ends before."""
+        if not self._half_closed:
+            self._method.counts.started += 1
+
+    @property
+    def is_under_way(self) -> bool:
+        return self._session is not None and self._half_closed
+
+    def is_of(self, method: "CallsMethod") -> bool:
+        return self._method is method
 
     def expire(self) -> None:
         self.stop(DEADLINE_EXCEEDED)
@@ -147,6 +168,7 @@ class UnaryCall(ServerStream, Call):
     def fail(self, error: KvError) -> None:
         session = self._session
         if session is not None:
+            self._method.counts.ended(error.code)
             self._leave()
             head = (*RESPONSE, *metadata.status_headers(error))
             if engine.headers_only(session.connection, self._stream_id, head) and not self._half_closed:
@@ -168,8 +190,16 @@ class UnaryCall(ServerStream, Call):
 class CallsMethod(Method):
     """One hot unary method: gathers the calls of a tick."""
 
-    def __init__(self, server: "Server", handler: CallHandler, refusal: Callable[[], KvError | None]) -> None:
+    def __init__(
+        self,
+        server: "Server",
+        handler: CallHandler,
+        refusal: Callable[[], KvError | None],
+        counts: MethodCounts,
+    ) -> None:
         self.bytes_max = server.options.receive_bytes_max
+        self.counts = counts
+        counts.open = self._under_way
         self._server = server
         self._handler = handler
         self._refusal = refusal
@@ -185,12 +215,21 @@ class CallsMethod(Method):
 
     def run(self) -> None:
         calls, self._calls = self._calls, []
-        deliver(calls, self._handler, self._refusal)
+        deliver(calls, self._handler, self._refusal, self.counts)
+
+    def _under_way(self) -> int:
+        """A walk over all streams: for a scrape, which is rare, so that no call has to count itself."""
+        return sum(
+            isinstance(stream, UnaryCall) and stream.is_under_way and stream.is_of(self)
+            for session in self._server.sessions
+            for stream in session.streams.values()
+        ) - len(self._calls)
 
 
 @final
 class HotStream(ServerStream, Stream):
     __slots__ = (
+        "_counts",
         "_deframer",
         "_grain",
         "_half_closed",
@@ -204,6 +243,8 @@ class HotStream(ServerStream, Stream):
 
     def __init__(self, method: "StreamMethod", session: "ServerSession", stream_id: int, head: Request) -> None:
         self._session: ServerSession | None = session  # None: gone
+        self._counts = method.counts
+        self._counts.started += 1
         self._stream_id = stream_id
         self._head = head
         self._deframer = Deframer(method.bytes_max, head.encoding)
@@ -224,6 +265,7 @@ class HotStream(ServerStream, Stream):
         try:
             messages = self._deframer.feed(data) if data else []
             if messages:
+                self._counts.received += len(messages)
                 self._handler.received(messages)
             if is_last and not self._is_ended:
                 if self._deframer.is_between_messages:
@@ -249,6 +291,8 @@ class HotStream(ServerStream, Stream):
         session, self._session = self._session, None
         if session is None:
             return
+        if not self._is_ended:
+            self._counts.ended(Code.CANCELLED)
         self._is_ended = True
         if self._grain:
             session.server.deadlines.remove(self, self._grain)
@@ -290,6 +334,7 @@ class HotStream(ServerStream, Stream):
         session = self._session
         if session is None or self._is_ended or not messages:
             return
+        self._counts.sent += len(messages)
         connection, stream_id = session.connection, self._stream_id
         if not self._has_head:
             self._has_head = True
@@ -330,6 +375,7 @@ class HotStream(ServerStream, Stream):
         if session is None or self._is_ended:
             return
         self._is_ended = True
+        self._counts.ended(error.code if error is not None else Code.OK)
         server, stream_id = session.server, self._stream_id
         status = OK if error is None else tuple(metadata.status_headers(error))
         if self._has_head:
@@ -349,14 +395,23 @@ class HotStream(ServerStream, Stream):
 class StreamMethod(Method):
     """One hot bidirectional method."""
 
-    def __init__(self, server: "Server", factory: StreamHandlerFactory, refusal: Callable[[], KvError | None]) -> None:
+    def __init__(
+        self,
+        server: "Server",
+        factory: StreamHandlerFactory,
+        refusal: Callable[[], KvError | None],
+        counts: MethodCounts,
+    ) -> None:
         self.bytes_max = server.options.receive_bytes_max
+        self.counts = counts
         self.factory = factory
         self._refusal = refusal
 
     def open(self, session: "ServerSession", stream_id: int, request: Request) -> ServerStream:
         refused = self._refusal()
         if refused is not None:
+            self.counts.started += 1
+            self.counts.ended(refused.code)
             return Refused(session, stream_id, refused)
         return HotStream(self, session, stream_id, request)
 

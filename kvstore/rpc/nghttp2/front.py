@@ -7,6 +7,7 @@ from typing import Any, final
 from kvstore.errors import STOPPED, KvError
 from kvstore.rpc.address import can_listen, host_port, is_secure
 from kvstore.rpc.base import CallHandler, RpcServer, StreamHandlerFactory
+from kvstore.rpc.counts import Counts
 from kvstore.rpc.generated import UnknownMethods, WrappingRegistry
 from kvstore.rpc.local import LocalMethods
 from kvstore.rpc.nghttp2.calls import CallsMethod, HotStream, StreamMethod
@@ -19,18 +20,23 @@ class Nghttp2Server(RpcServer):
     def __init__(self, options: ServerOptions) -> None:
         self._server = Server(options)
         self._unknown = UnknownMethods()
-        self.local = LocalMethods()
+        self.counts = Counts()
+        self.counts.received_bytes = lambda: self._server.flusher.received_bytes
+        self.counts.sent_bytes = lambda: self._server.flusher.sent_bytes
+        self.local = LocalMethods(self.counts)
 
     def add_calls(self, method: str, handler: CallHandler) -> None:
         self._unknown.add(method)
         refusal = partial(self._refused, method)
-        self._server.add_method(method, CallsMethod(self._server, handler, refusal))
+        self._server.add_method(method, CallsMethod(self._server, handler, refusal, self.counts.new(method)))
         self.local.add_calls(method, handler, refusal)
 
     def add_stream(self, method: str, factory: StreamHandlerFactory) -> None:
         self._unknown.add(method)
         refusal = partial(self._refused, method)
-        self._server.add_method(method, StreamMethod(self._server, factory, refusal))
+        self._server.add_method(
+            method, StreamMethod(self._server, factory, refusal, self.counts.new(method, "bidi_stream"))
+        )
         self.local.add_stream(method, factory, refusal)
 
     def add_servicer(self, add_to_server: Callable[[Any, Any], None], servicer: object) -> None:

@@ -37,6 +37,8 @@ class Flusher:
         self._loop = loop
         self._touched: list[Session] = []
         self._is_due = False
+        self.received_bytes = 0  # of all sessions
+        self.sent_bytes = 0
 
     def touch(self, session: "Session") -> None:
         if not session.is_touched:
@@ -95,6 +97,7 @@ class Session(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._heard = self._loop.time()
+        self.flusher.received_bytes += len(data)
         connection = self.connection
         try:
             connection.receive_data(data)
@@ -133,6 +136,7 @@ class Session(asyncio.Protocol):
                 if not data:
                     break
                 transport.write(data)
+                self.flusher.sent_bytes += len(data)
                 if len(data) < WRITE_BYTES:
                     break
         except engine.NGH2Error as error:

@@ -232,3 +232,21 @@ async def test_livez_and_readyz(live: Live, monkeypatch: pytest.MonkeyPatch) -> 
         "[-]non_learner failed: not supported for learner\n\n",
     )
     assert (await ask(app, "/livez")).status == 200
+
+
+async def test_metrics_of_the_network_and_the_disk(live: Live) -> None:
+    leader = await live.leader()
+    follower = await live.follower()
+    await leader.kv.Put(pb.PutRequest(key=b"k", value=b"v"))
+    await until(lambda: follower.id in leader.server.peers.traffic.round_trips, "a heartbeat is answered")
+    found = metrics_of((await ask(app_of(leader), "/metrics")).body.decode())
+    to = f'To="{follower.id:x}"'
+    assert found[f"etcd_network_peer_sent_bytes_total{{{to}}}"] > 0
+    assert found[f'etcd_network_peer_received_bytes_total{{From="{follower.id:x}"}}'] > 0
+    assert found[f"etcd_network_peer_round_trip_time_seconds_count{{{to}}}"] > 0
+    assert found[f'etcd_network_peer_round_trip_time_seconds_bucket{{{to},le="0.0001"}}'] >= 0
+    for name in ("etcd_disk_wal_fsync_duration_seconds", "etcd_disk_backend_commit_duration_seconds"):
+        assert found[f"{name}_count"] > 0
+        assert found[f'{name}_bucket{{le="0.001"}}'] <= found[f'{name}_bucket{{le="+Inf"}}'] == found[f"{name}_count"]
+        assert found[f"{name}_sum"] > 0
+    assert 0 < found["os_fd_used"] <= found["os_fd_limit"]

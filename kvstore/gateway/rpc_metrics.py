@@ -1,0 +1,93 @@
+"""grpc_server_* and what etcd counts of its clients: from what the fronts count anyway (kvstore/rpc/counts.py)."""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Final
+
+from prometheus_client.metrics_core import CounterMetricFamily, Metric
+
+from kvstore.errors import Code
+from kvstore.gateway.families import counter, untyped
+
+if TYPE_CHECKING:
+    from kvstore.rpc.counts import Counts, Served
+
+LABELS: Final = ("grpc_type", "grpc_service", "grpc_method")
+CLIENT: Final = ("type", "client_api_version")
+CODE_NAMES: Final = {code: "".join(part.capitalize() for part in code.name.split("_")) for code in Code} | {
+    Code.OK: "OK",
+    Code.CANCELLED: "Canceled",
+}
+
+
+def rpc_metrics(counts: "Counts") -> Iterable[Metric]:
+    served = counts.served()
+    yield from _of_methods(served)
+    yield from _of_changes(
+        {one.path.rpartition("/")[2]: one for one in served if one.path.startswith("/etcdserverpb.")}
+    )
+    requests = CounterMetricFamily(
+        "etcd_server_client_requests_total", "The total number of client requests per client version.", labels=CLIENT
+    )
+    requests.add_metric(("unary", "unknown"), sum(one.started for one in served if one.kind == "unary"))
+    requests.add_metric(("stream", "unknown"), sum(one.started for one in served if one.kind != "unary"))
+    yield requests
+    for name, text, value in (
+        ("received", "The total number of bytes received from grpc clients.", counts.received_bytes()),
+        ("sent", "The total number of bytes sent to grpc clients.", counts.sent_bytes()),
+    ):
+        yield counter(f"etcd_network_client_grpc_{name}_bytes_total", text, value)
+
+
+def _of_methods(served: "list[Served]") -> Iterable[Metric]:
+    started, handled, received, sent = (
+        CounterMetricFamily(f"grpc_server_{name}_total", text, labels=labels)
+        for name, text, labels in (
+            ("started", "Total number of RPCs started on the server.", LABELS),
+            (
+                "handled",
+                "Total number of RPCs completed on the server, regardless of success or failure.",
+                (*LABELS, "grpc_code"),
+            ),
+            ("msg_received", "Total number of RPC stream messages received on the server.", LABELS),
+            ("msg_sent", "Total number of gRPC stream messages sent by the server.", LABELS),
+        )
+    )
+    for one in served:
+        service, _, method = one.path.lstrip("/").partition("/")
+        names = (one.kind, service, method)
+        started.add_metric(names, one.started)
+        received.add_metric(names, one.received)
+        sent.add_metric(names, one.sent)
+        # All codes, also those that never came: a rate over one that appears has no beginning.
+        for code in Code:
+            handled.add_metric((*names, CODE_NAMES[code]), one.codes[code])
+    yield from (started, handled, received, sent)
+
+
+def _of_changes(methods: "dict[str, Served]") -> Iterable[Metric]:
+    """What etcd counts where it applies it, here of the requests that this member has answered."""
+
+    def good(method: str) -> int:
+        return methods[method].codes[Code.OK] if method in methods else 0
+
+    for name, method, text in (
+        ("put", "Put", "Total number of puts seen by this member."),
+        ("delete", "DeleteRange", "Total number of deletes seen by this member."),
+        ("range", "Range", "Total number of ranges seen by this member."),
+        ("txn", "Txn", "Total number of txns seen by this member."),
+    ):
+        yield counter(f"etcd_mvcc_{name}_total", text, good(method))
+    yield counter("etcd_debugging_mvcc_range_total", "Total number of ranges seen by this member.", good("Range"))
+    yield counter("etcd_debugging_lease_granted_total", "The total number of granted leases.", good("LeaseGrant"))
+    yield counter("etcd_debugging_lease_revoked_total", "The total number of revoked leases.", good("LeaseRevoke"))
+    kept = methods.get("LeaseKeepAlive")
+    yield counter(
+        "etcd_debugging_lease_renewed_total",
+        "The number of renewed leases seen by the leader.",
+        kept.sent if kept else 0,
+    )
+    yield untyped(
+        "etcd_server_learner_promote_successes",
+        "The total number of successful learner promotions while this member is leader.",
+        good("MemberPromote"),
+    )

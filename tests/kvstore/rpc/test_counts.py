@@ -1,0 +1,148 @@
+"""What a front has served, by method and code: on both fronts, and for callers of this process."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+
+from kvstore.errors import COMPACTED, Code, KvError
+from kvstore.pb import rpc_pb2 as pb
+from kvstore.pb import rpc_pb2_grpc
+from kvstore.rpc import FRONTS, make_server
+from kvstore.rpc.base import Call, Stream
+from kvstore.rpc.local import Origin
+
+PUT, WATCH, LIST, SNAPSHOT = (
+    "/etcdserverpb.KV/Put",
+    "/etcdserverpb.Watch/Watch",
+    "/etcdserverpb.Cluster/MemberList",
+    "/etcdserverpb.Maintenance/Snapshot",
+)
+SECONDS = 20.0
+
+
+class Watch:
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+
+    def received(self, messages: list[bytes]) -> None:
+        self._stream.send(messages * 2)
+
+    def drained(self) -> None:
+        pass
+
+    def half_closed(self) -> None:
+        self._stream.close(COMPACTED)
+
+    def closed(self) -> None:
+        pass
+
+
+class Cluster(rpc_pb2_grpc.ClusterServicer):
+    async def MemberList(self, request: pb.MemberListRequest, context: Any) -> pb.MemberListResponse:  # type: ignore[override]
+        if request.linearizable:
+            raise COMPACTED
+        return pb.MemberListResponse()
+
+
+class Maintenance(rpc_pb2_grpc.MaintenanceServicer):
+    async def Snapshot(self, request: pb.SnapshotRequest, context: Any) -> AsyncIterator[pb.SnapshotResponse]:  # type: ignore[override]
+        for number in range(3):
+            yield pb.SnapshotResponse(remaining_bytes=number)
+
+
+class Served:
+    def __init__(self, front: str) -> None:
+        self.front = front
+        self.server = make_server(front=front)
+        self.held: list[Call] = []
+        self.server.add_calls(PUT, self.put)
+        self.server.add_stream(WATCH, Watch)
+        self.server.add_servicer(rpc_pb2_grpc.add_ClusterServicer_to_server, Cluster())  # type: ignore[abstract]
+        self.server.add_servicer(rpc_pb2_grpc.add_MaintenanceServicer_to_server, Maintenance())  # type: ignore[abstract]
+
+    def put(self, calls: list[Call]) -> None:
+        for call in calls:
+            if call.request == b"hold":
+                self.held.append(call)
+            elif call.request == b"fail":
+                call.fail(KvError(Code.NOT_FOUND, "no"))
+            else:
+                call.reply(b"")
+
+    def counts(self, path: str) -> tuple[str, int, int, int, dict[str, int]]:
+        [found] = [one for one in self.server.counts.served() if one.path == path]
+        codes = {code.name: count for code, count in found.codes.items() if count}
+        return found.kind, found.started, found.received, found.sent, codes
+
+
+@pytest.fixture(params=FRONTS)
+async def served(request: pytest.FixtureRequest) -> AsyncIterator[Any]:
+    served = Served(request.param)
+    [url] = await served.server.start(["http://127.0.0.1:0"])
+    async with grpc.aio.insecure_channel(url.removeprefix("http://")) as channel:
+        served.channel = channel  # type: ignore[attr-defined]
+        yield served
+    await served.server.stop(0)
+
+
+async def until(served: Served, path: str, wanted: object) -> None:
+    async with asyncio.timeout(SECONDS):
+        while served.counts(path) != wanted:
+            await asyncio.sleep(0.01)
+
+
+async def test_unary_calls(served: Any) -> None:
+    put = served.channel.unary_unary(PUT)
+    for _ in range(5):
+        await put(b"x")
+    with pytest.raises(grpc.aio.AioRpcError):
+        await put(b"fail")
+    assert served.counts(PUT) == ("unary", 6, 6, 5, {"OK": 5, "NOT_FOUND": 1})
+    held = put(b"hold")
+    await asyncio.wait_for(_until_held(served), SECONDS)
+    # What is under way has no end yet.
+    assert served.counts(PUT) == ("unary", 7, 7, 5, {"OK": 5, "NOT_FOUND": 1})
+    held.cancel()
+    await until(served, PUT, ("unary", 7, 7, 5, {"OK": 5, "NOT_FOUND": 1, "CANCELLED": 1}))
+    await served.server.local.call(PUT, b"x", Origin())
+    assert served.counts(PUT) == ("unary", 8, 8, 6, {"OK": 6, "NOT_FOUND": 1, "CANCELLED": 1})
+
+
+async def _until_held(served: Served) -> None:
+    while not served.held:
+        await asyncio.sleep(0.01)
+
+
+async def test_streams(served: Any) -> None:
+    watch = served.channel.stream_stream(WATCH)()
+    await watch.write(b"a")
+    assert [await watch.read(), await watch.read()] == [b"a", b"a"]
+    assert served.counts(WATCH) == ("bidi_stream", 1, 1, 2, {})
+    await watch.done_writing()
+    assert await watch.code() is grpc.StatusCode.OUT_OF_RANGE
+    await until(served, WATCH, ("bidi_stream", 1, 1, 2, {"OUT_OF_RANGE": 1}))
+    watch = served.channel.stream_stream(WATCH)()
+    await watch.write(b"a")
+    await watch.read()
+    watch.cancel()
+    # grpcio tells of a client that has cancelled as of one that has said all.
+    ends = {"OUT_OF_RANGE": 2} if served.front == "grpcio" else {"OUT_OF_RANGE": 1, "CANCELLED": 1}
+    await until(served, WATCH, ("bidi_stream", 2, 2, 4, ends))
+
+
+async def test_generated_code(served: Any) -> None:
+    stub = rpc_pb2_grpc.ClusterStub(served.channel)
+    await stub.MemberList(pb.MemberListRequest())
+    with pytest.raises(grpc.aio.AioRpcError):
+        await stub.MemberList(pb.MemberListRequest(linearizable=True))
+    await until(served, LIST, ("unary", 2, 2, 1, {"OK": 1, "OUT_OF_RANGE": 1}))
+    with pytest.raises(grpc.aio.AioRpcError):
+        await stub.MemberAdd(pb.MemberAddRequest())
+    await until(served, "/etcdserverpb.Cluster/MemberAdd", ("unary", 1, 1, 0, {"UNIMPLEMENTED": 1}))
+    snapshot = rpc_pb2_grpc.MaintenanceStub(served.channel).Snapshot(pb.SnapshotRequest())
+    assert len([one async for one in snapshot]) == 3
+    await until(served, SNAPSHOT, ("server_stream", 1, 1, 3, {"OK": 1}))
