@@ -76,6 +76,10 @@ class ServerConfig:
     auto_compaction_mode: str = "periodic"
     auto_compaction_retention: float = 0.0  # seconds (periodic) or revisions; 0: off
     lease_checkpoint: bool = False
+    initial_corrupt_check: bool = False
+    corrupt_check_time: float = 0.0  # seconds; 0: never
+    compact_hash_check: bool = False
+    compact_hash_check_time: float = 60.0  # seconds
     quota_backend_bytes: int = 0  # 0: the default of server/quota.py; negative: no limit
     log_level: str = "info"
     log_format: str = "auto"
@@ -393,6 +397,10 @@ def _build(values: _Values, notes: list[str]) -> ServerConfig:
         max_request_bytes=values.integer("max-request-bytes", 1, 64 * 1024 * 1024),
         max_concurrent_streams=values.integer("max-concurrent-streams", 1, 2**32 - 1),
         quota_backend_bytes=values.integer("quota-backend-bytes", -(2**62)),
+        initial_corrupt_check=values.boolean("experimental-initial-corrupt-check"),
+        corrupt_check_time=values.seconds("experimental-corrupt-check-time"),
+        compact_hash_check=values.boolean("experimental-compact-hash-check-enabled"),
+        compact_hash_check_time=max(values.seconds("experimental-compact-hash-check-time"), 0.1),
         lease_checkpoint=values.boolean("experimental-enable-lease-checkpoint"),
         auto_compaction_mode=values.text("auto-compaction-mode"),
         auto_compaction_retention=_retention(values),

@@ -25,7 +25,7 @@ class Setting:
 
 
 MEMBER, CLUSTERING, SECURITY, LIMITS, LOGGING = "Member", "Clustering", "Security", "Limits", "Logging"
-DEBUGGING, OTHER = "Debugging", "Taken for etcd's sake"
+CHECKS, DEBUGGING, OTHER = "Checks", "Debugging", "Taken for etcd's sake"
 LOCAL_CLIENT: Final = "http://localhost:2379"
 LOCAL_PEER: Final = "http://localhost:2380"
 
@@ -114,6 +114,10 @@ _SERVED: Final = [
         LIMITS,
     ),
     Setting("watch-progress-notify-interval", "seconds", "10m", "Between progress notices of an idle watch.", LIMITS),
+    Setting("experimental-initial-corrupt-check", "bool", "false", "Compare with the others before serving.", CHECKS),
+    Setting("experimental-corrupt-check-time", "seconds", "0s", "The leader compares all so often; 0: never.", CHECKS),
+    Setting("experimental-compact-hash-check-enabled", "bool", "false", "... and after compactions.", CHECKS),
+    Setting("experimental-compact-hash-check-time", "seconds", "1m", "How often it looks for one.", CHECKS),
     Setting("log-level", "choice:debug|info|warn|error|panic|fatal", "info", "The least to log.", LOGGING),
     Setting("log-format", "choice:auto|json|console", "auto", "auto: console on a terminal, else JSON.", LOGGING),
     Setting("admin-socket", "path", "", "Unix socket for failpoints and a look inside. Default: none.", DEBUGGING),
@@ -141,6 +145,7 @@ _COMPATIBLE: Final = [
     _also("max-learners", "int", "experimental-max-learners"),
     _also("experimental-snapshot-catchup-entries", "int", "snapshot-catchup-entries"),
     _also("experimental-watch-progress-notify-interval", "seconds", "watch-progress-notify-interval"),
+    _also("compact-hash-check-time", "seconds", "experimental-compact-hash-check-time"),
     _also("corrupt-check-time", "seconds", "experimental-corrupt-check-time"),
     Setting("feature-gates", "text", "", "etcd 3.6's: LeaseCheckpoint=true and others.", OTHER),
     _ignored("client-cert-file"),  # of etcd's gateway as a client of itself; ours calls in process
@@ -155,8 +160,6 @@ _COMPATIBLE: Final = [
     _taken("discovery-srv", "text"),
     _taken("discovery-proxy", "text"),
     _taken("socket-reuse-port", "bool", "false"),
-    _taken("experimental-initial-corrupt-check", "bool", "false"),
-    _taken("experimental-corrupt-check-time", "text", "0s", "0"),
     _ignored("experimental-enable-lease-checkpoint-persist", "bool"),  # ours are always persisted
     _taken("experimental-enable-distributed-tracing", "bool", "false"),
     _ignored("enable-v2", "bool"),  # test suites pass it to any etcd; the v2 API is simply not there
@@ -170,7 +173,6 @@ _COMPATIBLE: Final = [
             "debug",
             "enable-log-rotation",
             "enable-pprof",
-            "experimental-compact-hash-check-enabled",
             "experimental-enable-v2v3",
             "experimental-memory-mlock",
             "experimental-stop-grpc-service-on-defrag",
@@ -202,7 +204,6 @@ _COMPATIBLE: Final = [
             "discovery-srv-name",
             "experimental-bootstrap-defrag-threshold-megabytes",
             "experimental-compaction-sleep-interval",
-            "experimental-compact-hash-check-time",
             "experimental-distributed-tracing-address",
             "experimental-distributed-tracing-instance-id",
             "experimental-distributed-tracing-sampling-rate",
@@ -230,7 +231,7 @@ SETTINGS: Final[dict[str, Setting]] = {setting.flag: setting for setting in [*_S
 GATES: Final = {
     "AllAlpha": "",
     "AllBeta": "",
-    "CompactHashCheck": "",
+    "CompactHashCheck": "experimental-compact-hash-check-enabled",
     "FastLeaseKeepAlive": "",
     "InitialCorruptCheck": "experimental-initial-corrupt-check",
     "LeaseCheckpoint": "experimental-enable-lease-checkpoint",

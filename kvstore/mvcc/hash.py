@@ -13,6 +13,7 @@ from typing import Final
 from zlib import crc32
 
 from kvstore.mvcc import schema
+from kvstore.mvcc.encoding import event_kv
 from kvstore.mvcc.range import check_revision
 from kvstore.mvcc.store import Reader
 
@@ -46,6 +47,36 @@ async def hash_kv(reader: Reader, revision: int) -> tuple[int, int, int]:
             await budget.pause_if_spent()
         await budget.pause_if_spent()
     return value, compact, high
+
+
+async def damaged_key(reader: Reader) -> bytes | None:
+    """The first key whose row of `latest` is not what its newest event says, or whose event is gone; None: all is well.
+
+    A value stands twice, and `hash_kv` sees one of the two. Both kinds of row have the same order, so this is one walk.
+    """
+    budget = reader.budget()
+    versions = reader.scan(*schema.version_rows(b"", None))
+    latest = reader.scan_latest(b"", None)
+    live: list[tuple[bytes, bytes]] = []  # rows of `latest` not met yet, the last one first
+    seen = b""
+    while rows := versions.rows(_CHUNK):
+        for row, mark in rows:
+            prefix, at, _ = schema.split_version(row)
+            if prefix == seen or at > reader.current_revision:
+                continue
+            seen = prefix
+            if mark == schema.TOMBSTONE:
+                continue
+            while not live and not latest.done:
+                live = latest.rows(_CHUNK)[::-1]
+            key, event = schema.version_user_key(prefix), reader.get(_event_row(row))
+            if event is None or not live or live.pop() != (schema.LATEST + key, event_kv(event)):
+                return key
+            await budget.pause_if_spent()
+        await budget.pause_if_spent()
+    while not live and not latest.done:
+        live = latest.rows(_CHUNK)[::-1]
+    return live[-1][0][1:] if live else None
 
 
 def _event_row(row: bytes) -> bytes:

@@ -56,6 +56,11 @@ class LeaderStub:
                 request_serializer=kvstore_dot_v1_dot_peer__pb2.MembersRequest.SerializeToString,
                 response_deserializer=kvstore_dot_v1_dot_peer__pb2.MemberView.FromString,
                 _registered_method=True)
+        self.HashKV = channel.unary_unary(
+                '/kvstore.v1.Leader/HashKV',
+                request_serializer=etcdserverpb_dot_rpc__pb2.HashKVRequest.SerializeToString,
+                response_deserializer=etcdserverpb_dot_rpc__pb2.HashKVResponse.FromString,
+                _registered_method=True)
 
 
 class LeaderServicer:
@@ -89,6 +94,14 @@ class LeaderServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def HashKV(self, request, context):
+        """For the comparison of members' states: what the asked one has at this revision, when it has it. "corrupt cluster"
+        when it finds by itself that its rows contradict each other.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_LeaderServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -111,6 +124,11 @@ def add_LeaderServicer_to_server(servicer, server):
                     servicer.Members,
                     request_deserializer=kvstore_dot_v1_dot_peer__pb2.MembersRequest.FromString,
                     response_serializer=kvstore_dot_v1_dot_peer__pb2.MemberView.SerializeToString,
+            ),
+            'HashKV': grpc.unary_unary_rpc_method_handler(
+                    servicer.HashKV,
+                    request_deserializer=etcdserverpb_dot_rpc__pb2.HashKVRequest.FromString,
+                    response_serializer=etcdserverpb_dot_rpc__pb2.HashKVResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -221,6 +239,33 @@ class Leader:
             '/kvstore.v1.Leader/Members',
             kvstore_dot_v1_dot_peer__pb2.MembersRequest.SerializeToString,
             kvstore_dot_v1_dot_peer__pb2.MemberView.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def HashKV(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvstore.v1.Leader/HashKV',
+            etcdserverpb_dot_rpc__pb2.HashKVRequest.SerializeToString,
+            etcdserverpb_dot_rpc__pb2.HashKVResponse.FromString,
             options,
             channel_credentials,
             insecure,

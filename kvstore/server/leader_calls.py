@@ -25,8 +25,10 @@ Method: TypeAlias = Callable[[bytes], Awaitable[bytes]]  # raises KvError
 ChannelFactory: TypeAlias = Callable[[str, list[tuple[str, Any]]], Any]  # a peer's URL and gRPC's arguments
 
 SERVICE: Final = "kvstore.v1.Leader"
-METHODS: Final = ("ChangeMembers", "KeepAliveLeases", "TimeToLive", "Members")
-ANSWERED_BY_ALL: Final = "Members"
+MEMBERS: Final = "Members"
+HASH_KV: Final = "HashKV"
+METHODS: Final = ("ChangeMembers", "KeepAliveLeases", "TimeToLive", MEMBERS, HASH_KV)
+ANSWERED_BY_ALL: Final = (MEMBERS, HASH_KV)
 FORMAT: Final = 1  # of this service
 
 
@@ -78,7 +80,7 @@ class LeaderCalls(ABC):
         handler = self._host.leader_methods.get(method)
         if handler is None:
             raise unimplemented(f"{SERVICE}/{method}")
-        if method != ANSWERED_BY_ALL and self._host.leader_id != self._host.member_id:
+        if method not in ANSWERED_BY_ALL and self._host.leader_id != self._host.member_id:
             raise NOT_LEADER
         return await handler(request)
 
@@ -134,7 +136,7 @@ class GrpcLeaderCalls(LeaderCalls):
         return await self.answer(method, request)
 
     def _refusal(self, method: str, metadata: peer_calls.Metadata) -> str | None:
-        if method == ANSWERED_BY_ALL:
+        if method == MEMBERS:
             return None  # asked by who is about to join, and knows neither the cluster's id nor its own
         try:
             form, cluster_id, sender, to, instance = [int(metadata[key], 16) for key in METADATA_KEYS]
@@ -156,6 +158,6 @@ async def ask_members(url: str, timeout: float, channel_factory: ChannelFactory)
     """An encoded MemberView of whoever listens at the peer URL. Raises KvError."""
     channel = channel_factory(url, CHANNEL_OPTIONS)
     try:
-        return await peer_calls.call(channel, f"/{SERVICE}/{ANSWERED_BY_ALL}", b"", timeout, [])
+        return await peer_calls.call(channel, f"/{SERVICE}/{MEMBERS}", b"", timeout, [])
     finally:
         await channel.close()

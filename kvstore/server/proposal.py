@@ -1,7 +1,8 @@
 """What a service hands to the server: one request of a client, and whom to tell."""
 
+import asyncio
 from collections.abc import Callable
-from typing import final
+from typing import Any, final
 
 from kvstore.state.applier import Result
 from kvstore.state.command import Op
@@ -30,3 +31,17 @@ class Proposal:
         self.auth_revision = auth_revision
         self.request_id = request_id
         self.timeout = timeout  # seconds; None: the server's
+
+
+@final
+class Answer:
+    """Sets a future, unless its owner has given up."""
+
+    __slots__ = ("_future",)
+
+    def __init__(self, future: asyncio.Future[Any]) -> None:
+        self._future = future
+
+    def __call__(self, result: object) -> None:
+        if not self._future.done():
+            self._future.set_result(result)

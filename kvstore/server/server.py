@@ -39,6 +39,7 @@ from kvstore.server import auto_compaction
 from kvstore.server.alarms import Alarms
 from kvstore.server.batcher import Batcher
 from kvstore.server.bootstrap import OpenMember
+from kvstore.server.corruption import Corruption
 from kvstore.server.deadlines import SLOT_SECONDS
 from kvstore.server.defragment import Defragmenter
 from kvstore.server.entry_clock import EntryClock
@@ -47,7 +48,7 @@ from kvstore.server.lease import Leases
 from kvstore.server.machine import Housekeeper, Machine
 from kvstore.server.membership import Membership
 from kvstore.server.peers import LOST_DATA, REMOVED, Peers
-from kvstore.server.proposal import Proposal
+from kvstore.server.proposal import Answer, Proposal
 from kvstore.server.quota import Quota
 from kvstore.server.reads import ReadBarrier
 from kvstore.server.snapshots import Snapshots
@@ -123,12 +124,11 @@ class KvServer:
         self.peers = Peers(self, member.told)
         self.leader_calls = self._peer_calls() if make_leader_calls is None else make_leader_calls(self)
         self.membership = Membership(self)
-        self.leader_methods["ChangeMembers"] = self.membership.answer
-        self.leader_methods["Members"] = self.peers.answer
         self.leases = Leases(self)
         self.alarms = Alarms(self)
         self.quota = Quota(self)
         self.defragmenter = Defragmenter(self)
+        self.corruption = Corruption(self)
         self.on_leader_change: list[Callable[[], None]] = []  # called after `leader_id` has changed
         self._hard_commit = member.loaded.hard_state.commit
 
@@ -180,6 +180,8 @@ class KvServer:
 
     def _listen(self) -> None:
         """Whoever tells us something, tells it from now on."""
+        self.leader_methods["ChangeMembers"] = self.membership.answer
+        self.leader_methods["Members"] = self.peers.answer
         self.store.on_swap.append(self._swapped)
         self.node.on_change.append(self._changed)
         self.node.on_configuration.append(self.peers.on_configuration)
@@ -258,7 +260,7 @@ class KvServer:
     ) -> AppliedResult:
         """Raises KvError."""
         answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        self.propose([Proposal(op, raw, _Answer(answer), user, auth_revision, request_id, timeout)])
+        self.propose([Proposal(op, raw, Answer(answer), user, auth_revision, request_id, timeout)])
         result = await answer
         if isinstance(result, KvError):
             raise result
@@ -271,7 +273,7 @@ class KvServer:
     async def linearizable(self) -> None:
         """The same for a task. Raises KvError."""
         answer: asyncio.Future[KvError | None] = asyncio.get_running_loop().create_future()
-        self.when_linearizable(_Answer(answer))
+        self.when_linearizable(Answer(answer))
         error = await answer
         if error is not None:
             raise error
@@ -311,6 +313,7 @@ class KvServer:
             self._spawn(auto_compaction.run(self, compacts))
         self._on_beat()
         await self.node.wait_applied(self._hard_commit)
+        await self.corruption.start(self._spawn)
         self._spawn(self._publish())
 
     async def hand_over(self) -> None:
@@ -476,17 +479,3 @@ def read_configuration(data: bytes) -> tuple[bool, bytes]:
     """A configuration entry's data, as the applier reads it: joint or not, and its context."""
     configuration, context = decode_configuration(data)
     return bool(configuration.voters_outgoing), context
-
-
-@final
-class _Answer:
-    """Sets a future, unless its owner has given up."""
-
-    __slots__ = ("_future",)
-
-    def __init__(self, future: asyncio.Future[Any]) -> None:
-        self._future = future
-
-    def __call__(self, result: object) -> None:
-        if not self._future.done():
-            self._future.set_result(result)
