@@ -29,7 +29,7 @@ LICENSES_RUN := MIT;BSD;Apache;ISC;PSF;Python Software Foundation;0BSD
 LICENSES_DEV := $(LICENSES_RUN);MPL-2.0;Mozilla Public License 2.0
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-fast test-all lint format proto golden sim trace exhaustive mutants bench bench-growth bench-soak \
+.PHONY: help install run test test-fast test-all lint format proto golden sim trace exhaustive mutants compatibility bench bench-growth bench-soak \
 	bench-failover sbom licenses lock clean \
 	docker docker-run
 
@@ -78,6 +78,9 @@ exhaustive: $(DEV_READY) ## every run of three nodes within narrow bounds: two t
 
 mutants: $(DEV_READY) ## put known bugs back, one by one: the simulator must find each; resumes where it was stopped
 	$(BIN)/python -m tests.sim.mutants $(ARGS)
+
+compatibility: $(DEV_READY) ## write docs/COMPATIBILITY.md anew, from a real etcd and a member
+	$(BIN)/python -m tests.conformance.compatibility
 
 bench: $(DEV_READY) ## every row of docs/BENCHMARK.md beside etcd's (ROW=put-50 or a list; ARGS="--quick", "--readme")
 	$(BIN)/python -m bench --row "$(ROW)" $(ARGS)

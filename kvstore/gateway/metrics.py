@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from kvstore.gateway.health import Health
     from kvstore.server.server import KvServer
 
+SLOW_SECONDS: Final = 0.128
 CONTENT_TYPE: Final = CONTENT_TYPE_PLAIN_0_0_4
 
 
@@ -70,6 +71,7 @@ class _State(Collector):
         yield from self._identity()
         yield from self._network()
         yield from rpc_metrics(self._counts)
+        yield from self._slow()
         yield from self._process()
 
     def _raft(self) -> Iterable[Metric]:
@@ -206,6 +208,15 @@ class _State(Collector):
             "The latency distributions of commit called by backend.",
             COMMITS,
         )
+
+    def _slow(self) -> Iterable[Metric]:
+        server = self._server
+        slow = sum(
+            count for bound, count in zip(COMMITS.bounds, COMMITS.counts[1:], strict=True) if bound >= SLOW_SECONDS
+        )
+        yield counter("etcd_server_slow_apply_total", "Batches of changes that took long to write.", slow)
+        yield counter("etcd_server_read_indexes_failed_total", "Reads that waited in vain.", server.failed_reads)
+        yield counter("etcd_debugging_server_lease_expired_total", "Leases that ran out.", server.leases.expired)
 
     def _process(self) -> Iterable[Metric]:
         with contextlib.suppress(OSError):  # there is no /proc

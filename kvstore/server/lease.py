@@ -126,6 +126,7 @@ class Leases:
         self._host = host
         self._timeout = host.config.request_timeout
         self._call_timeout = host.config.election_timeout / 1000  # of one attempt: another may lead by then
+        self.expired = 0  # leases that this member has found to have run out
         self.lessor = Lessor(host.config.election_timeout / 1000, host.config.lease_checkpoint)
         self.ttl_min = ttl_min(host.config)
         self._asked: list[_KeepAlive] = []
@@ -359,6 +360,7 @@ class Leases:
             revoke = LeaseRevoke(ids=due.revokes, term=self.lessor.term)
             fail("leaseBeforeRevoke")
             self._propose(Op.LEASE_REVOKE, revoke.SerializeToString(), due.revokes)
+            self.expired += len(due.revokes)
             log.info("revoking expired leases", leases=len(due.revokes))
         if due.checkpoints:
             checkpoints = [LeaseCheckpoint(ID=id_, remaining_TTL=left) for id_, left in due.checkpoints]

@@ -41,6 +41,7 @@ class ReadBarrier:
         self._waiting: deque[tuple[float, Done]] = deque()  # for the next
         self._wakeup: Future[None] | None = None
         self._stopped = False
+        self.failed = 0  # callers that waited in vain
 
     def add(self, done: Done, now: float) -> None:
         """`done(None)` once a read may be served, or `done(error)`; later, and exactly once."""
@@ -76,6 +77,7 @@ class ReadBarrier:
         for waiting in (self._asked, self._waiting):
             while waiting and now - waiting[0][0] >= self._timeout:
                 since, done = waiting.popleft()
+                self.failed += 1
                 done(self._timeout_error(since))
 
     def stop(self) -> None:

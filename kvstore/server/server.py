@@ -229,6 +229,10 @@ class KvServer:
     def failed_requests(self) -> int:
         return self._batcher.failed
 
+    @property
+    def failed_reads(self) -> int:
+        return self._barrier.failed
+
     def header(self, revision: int) -> bytes:
         """An answer's field 1, ready to be followed by its body."""
         cached_revision, cached_term, encoded = self._header
