@@ -15,7 +15,6 @@ from kvstore.errors import KvError
 from kvstore.pb.rpc_pb2 import (
     CompactionRequest,
     DeleteRangeRequest,
-    LeaseGrantRequest,
     PutRequest,
     RangeRequest,
     RequestOp,
@@ -52,11 +51,6 @@ def check_put(request: PutRequest) -> None:
 def check_delete_range(request: DeleteRangeRequest) -> None:
     if not request.key:
         raise _refuse(errors.KEY_NOT_PROVIDED)
-
-
-def check_lease_grant(request: LeaseGrantRequest) -> None:
-    if request.TTL > LEASE_TTL_MAX:
-        raise _refuse(errors.LEASE_TTL_TOO_LARGE)
 
 
 def check_compaction(request: CompactionRequest) -> None:

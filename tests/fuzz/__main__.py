@@ -1,4 +1,4 @@
-"""`python -m tests.fuzz --port client|peer --seconds N --seed S`: nothing that is sent may crash, hang or leak."""
+"""`python -m tests.fuzz --port client|peer|gateway --seconds N --seed S`: nothing may crash, hang or leak."""
 
 import argparse
 import tempfile

@@ -6,6 +6,7 @@ from typing import Protocol
 from hypothesis.strategies import SearchStrategy
 
 from tests.fuzz.client import ClientPort
+from tests.fuzz.gateway import GatewayPort
 from tests.fuzz.peer import PeerPort
 from tests.fuzz.target import Target
 
@@ -18,4 +19,4 @@ class Port(Protocol):
     def close(self) -> None: ...
 
 
-PORTS: dict[str, Callable[[Target], Port]] = {"client": ClientPort, "peer": PeerPort}
+PORTS: dict[str, Callable[[Target], Port]] = {"client": ClientPort, "peer": PeerPort, "gateway": GatewayPort}

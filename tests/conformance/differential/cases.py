@@ -137,7 +137,12 @@ class Names:
 
     def seen(self, message: Message) -> Message:
         """A copy of an answer with the case's stand-ins."""
-        return self._rewritten(message, self._stand_in, self._seen_key, lambda text: self._strings.get(text, text))
+        return self._rewritten(message, self._stand_in, self._seen_key, self._seen_string)
+
+    def _seen_string(self, text: str) -> str:
+        """Alarms of Status name members in decimal."""
+        found = self._strings.get(text, text)
+        return re.sub(r"[0-9]{15,20}", lambda number: str(self._stand_in(int(number[0]))), found)
 
     def _number(self, number: int) -> int:
         if BASE // 2 < number < 2 * BASE:

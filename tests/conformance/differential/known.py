@@ -4,6 +4,7 @@ This table is all there is. A row with `fits` is an excuse for a difference that
 that the runner does not compare, or asks of us only, and it says so where it does (`Coverage.excused` counts both).
 """
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -13,8 +14,10 @@ from google.protobuf.message import Message
 from kvstore.pb import rpc_pb2 as pb
 from tests.conformance.differential.cases import MEMBER, OWN_PEER_URL, PEER_URLS
 
+OLD: Final = ("3.4.23",)
 BOTH: Final = ("3.4.23", "3.5.1")
 COMPACTED: Final = "OUT_OF_RANGE: etcdserver: mvcc: required revision has been compacted"
+NO_SPACE: Final = "RESOURCE_EXHAUSTED: etcdserver: mvcc: database space exceeded"
 FUTURE: Final = "OUT_OF_RANGE: etcdserver: mvcc: required revision is a future revision"
 REFUSALS_OF_TXN: Final = {  # that its operations give reason to
     COMPACTED,
@@ -57,6 +60,16 @@ def _put_has_two_reasons(seen: Seen) -> bool:
 def _hash_at_compact_revision(seen: Seen) -> bool:
     message = seen.message
     return isinstance(message, pb.HashKVRequest) and message.revision == seen.compact_revision
+
+
+def _nests(message: Message) -> bool:
+    return isinstance(message, pb.TxnRequest) and any(
+        op.HasField("request_txn") for op in (*message.success, *message.failure)
+    )
+
+
+def _only_header_lacks(seen: Seen) -> bool:
+    return seen.call == "Alarm" and re.sub(r"header \{[^}]*\}\n", "", seen.ours) == seen.etcd
 
 
 KNOWN: Final = {
@@ -108,6 +121,23 @@ KNOWN: Final = {
         "may be dropped, and is never answered",
         "done; etcd is asked again",
     ),
+    "nested cost": Known(
+        "puts in a nested txn while NOSPACE is on",
+        "cost nothing, so they are done",
+        "refused as other puts, as newer etcd",
+        fits=lambda seen: seen.ours == NO_SPACE and _nests(seen.message),
+        ends=True,
+    ),
+    "alarm of none": Known(
+        "an alarm of no kind is raised and ended",
+        "raised; dies of ending it",
+        "nothing happens, as etcd 3.5; not asked",
+        judges=OLD,
+    ),
+    "two alarms": Known(
+        "alarms of two kinds at once", "the last raised counts", "CORRUPT counts, as etcd 3.6; no case does it"
+    ),
+    "alarm header": Known("header of Alarm", "none", "there, as etcd 3.5", judges=OLD, fits=_only_header_lacks),
     "alarm with auth": Known(
         "an alarm is raised while auth is on",
         "auth is not looked at any more",
@@ -117,7 +147,7 @@ KNOWN: Final = {
         "a lock whose key went away while it waited",
         "is taken",
         "session is expired, as etcd 3.5",
-        judges=("3.4.23",),
+        judges=OLD,
         fits=lambda seen: seen.ours == "UNKNOWN: mutex: session is expired" and seen.etcd.startswith("LockResponse"),
     ),
     "late campaign": Known(
@@ -153,10 +183,12 @@ def excuse(judge: str, seen: Seen) -> str:
     return ""
 
 
-def harmful(message: Message) -> bool:
+def harmful(judge: str, message: Message) -> bool:
     """What would end the judge: a shrunk case must not ask for it either."""
     if isinstance(message, pb.MemberAddRequest):  # a voter that does not run takes a single member's quorum
         return not message.isLearner and _good(message.peerURLs) and OWN_PEER_URL not in message.peerURLs
+    if isinstance(message, pb.AlarmRequest) and judge in KNOWN["alarm of none"].judges:
+        return message.action != pb.AlarmRequest.GET and message.alarm == pb.NONE
     if isinstance(message, pb.MemberUpdateRequest) and _good(message.peerURLs):
         return message.ID > MEMBER or (message.ID == MEMBER and _good(message.peerURLs, own=True))
     return False

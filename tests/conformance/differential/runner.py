@@ -113,7 +113,7 @@ class _Run:
         return Names(self._play.names[0].base).sent(message)
 
     def _call(self, step: Step) -> None:
-        if harmful(step.message):
+        if harmful(self._pair.judge, step.message):
             return
         row, expected = only_ours(step.message)
         if row:
@@ -194,7 +194,7 @@ def _comparable(answer: Answer, names: Names, members: int) -> Answer:
     seen = names.seen(answer)
     if isinstance(seen, pb.StatusResponse):
         leads = 1 if seen.leader else 0
-        return pb.StatusResponse(header=seen.header, leader=leads, errors=seen.errors, isLearner=seen.isLearner)
+        return pb.StatusResponse(header=seen.header, leader=leads, errors=sorted(seen.errors), isLearner=seen.isLearner)
     if isinstance(seen, pb.HashKVResponse):
         return pb.HashKVResponse(header=seen.header, compact_revision=seen.compact_revision)
     if isinstance(seen, pb.HashResponse):

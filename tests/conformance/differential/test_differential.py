@@ -95,6 +95,11 @@ FOUND: dict[str, Case] = {
         Step("Campaign", pb_election.CampaignRequest(name=b"l", lease=1)),
         Step("Campaign", pb_election.CampaignRequest(name=b"l", lease=0x1267, value=b"1")),
     ],
+    # An alarm is looked at before the request itself.
+    "a lease that lives too long, under an alarm": [
+        Step("Alarm", pb.AlarmRequest(action=pb.AlarmRequest.ACTIVATE, alarm=pb.CORRUPT)),
+        Step("LeaseGrant", pb.LeaseGrantRequest(ID=1, TTL=(1 << 63) - 1)),
+    ],
 }
 OF_ONE_MEMBER = {"promote a learner that was removed", "remove the only member"}
 
