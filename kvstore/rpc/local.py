@@ -32,7 +32,7 @@ DEADLINE_EXCEEDED: Final = KvError(Code.DEADLINE_EXCEEDED, "context deadline exc
 class Origin:
     """Who calls. metadata: keys in lower case, as gRPC's. seconds: until the caller gives up; None: never."""
 
-    metadata: Mapping[str, str | bytes] = field(default_factory=dict)
+    metadata: Mapping[str, str | bytes] = field(default_factory=dict, repr=False)  # may hold a token
     peer: str = ""
     seconds: float | None = None
 
