@@ -59,6 +59,10 @@ def run(config: ServerConfig) -> int:
         return FAILED
     if config.failpoints:
         log.warning("failpoints are armed: this member will fail on purpose", failpoints=config.failpoints)
+    problem = _auth_problem(config)
+    if problem:
+        log.error(problem)
+        return FAILED
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             return runner.run(_serve(config))
@@ -219,6 +223,19 @@ async def _check_front(config: ServerConfig) -> str:
         raise BootstrapError(problem)
     make_certificates(config)
     return front
+
+
+def _auth_problem(config: ServerConfig) -> str:
+    """Why the keys of --auth-token cannot be used; "" when they can."""
+    from kvstore.server.auth import jwt_tokens
+
+    try:
+        jwt_tokens(config.auth.jwt)
+    except OSError as error:
+        return f"--auth-token: {error.filename} cannot be read: {error.strerror}"
+    except ValueError as error:
+        return f"--auth-token: {error}"
+    return ""
 
 
 async def _open_admin(config: ServerConfig, server: "KvServer", lag: "LoopLag | None") -> "AdminSocket | None":

@@ -12,11 +12,12 @@ import difflib
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
+from kvstore.auth.settings import AuthSettings, parse_auth_token
 from kvstore.flags import FILE_SECTIONS, GATES, LOCAL_CLIENT, LOCAL_PEER, REQUEST_BYTES_MAX, SETTINGS, Setting
 from kvstore.tls_settings import TlsFiles, tls_files
 
@@ -81,6 +82,7 @@ class ServerConfig:
     compact_hash_check: bool = False
     compact_hash_check_time: float = 60.0  # seconds
     quota_backend_bytes: int = 0  # 0: the default of server/quota.py; negative: no limit
+    auth: AuthSettings = field(default_factory=AuthSettings)
     log_level: str = "info"
     log_format: str = "auto"
     admin_socket: Path | None = None
@@ -326,6 +328,19 @@ def _pace(values: _Values) -> int:
     return pace
 
 
+def _auth(values: _Values) -> AuthSettings:
+    try:
+        jwt = parse_auth_token(values.text("auth-token"))
+    except ValueError as error:
+        raise values.error("auth-token", str(error)) from None
+    return AuthSettings(
+        jwt=jwt,
+        token_ttl=values.integer("auth-token-ttl", 1),
+        bcrypt_cost=values.integer("bcrypt-cost", 4, 31),
+        by_certificate=values.boolean("client-cert-auth"),
+    )
+
+
 CLIENT_LISTENERS: Final = ("listen-client-urls", "listen-client-http-urls", "listen-metrics-urls")
 PEER_LISTENERS: Final = ("listen-peer-urls",)
 
@@ -342,12 +357,17 @@ def _check_listeners(values: _Values) -> None:
         raise values.error("listen-peer-urls", "http:// and https:// cannot be mixed: a peer's port speaks one of them")
 
 
-def _build(values: _Values, notes: list[str]) -> ServerConfig:
+def _name(values: _Values) -> str:
     name = values.text("name")
     if not name or len(name) > MEMBER_NAME_MAX or "=" in name or "," in name:
         raise values.error(
             "name", f"{name!r} cannot be a member's name: no '=', no ',', 1..{MEMBER_NAME_MAX} characters"
         )
+    return name
+
+
+def _build(values: _Values, notes: list[str]) -> ServerConfig:
+    name = _name(values)
     if values.given("listen-client-urls") and not values.given("advertise-client-urls"):
         raise values.error("listen-client-urls", "--advertise-client-urls is needed too: where do clients reach it?")
     heartbeat = values.integer("heartbeat-interval", 1)
@@ -401,6 +421,7 @@ def _build(values: _Values, notes: list[str]) -> ServerConfig:
         corrupt_check_time=values.seconds("experimental-corrupt-check-time"),
         compact_hash_check=values.boolean("experimental-compact-hash-check-enabled"),
         compact_hash_check_time=max(values.seconds("experimental-compact-hash-check-time"), 0.1),
+        auth=_auth(values),
         lease_checkpoint=values.boolean("experimental-enable-lease-checkpoint"),
         auto_compaction_mode=values.text("auto-compaction-mode"),
         auto_compaction_retention=_retention(values),

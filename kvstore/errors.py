@@ -30,6 +30,11 @@ class Code(IntEnum):
     DATA_LOSS = 15
     UNAUTHENTICATED = 16
 
+    @property
+    def go_name(self) -> str:
+        """As Go's gRPC prints it: PermissionDenied."""
+        return self.name.title().replace("_", "")
+
 
 @final
 class KvError(Exception):
@@ -65,6 +70,10 @@ INVALID_SORT_OPTION: Final = _error(Code.INVALID_ARGUMENT, "invalid sort option"
 MEMBER_BAD_URLS: Final = _error(Code.INVALID_ARGUMENT, "given member URLs are invalid")
 REQUEST_TOO_LARGE: Final = _error(Code.INVALID_ARGUMENT, "request is too large")
 USER_EMPTY: Final = _error(Code.INVALID_ARGUMENT, "user name is empty")
+ROLE_EMPTY: Final = _error(Code.INVALID_ARGUMENT, "role name is empty")
+AUTH_FAILED: Final = _error(Code.INVALID_ARGUMENT, "authentication failed, invalid user ID or password")
+PERMISSION_NOT_GIVEN: Final = _error(Code.INVALID_ARGUMENT, "permission not given")
+INVALID_AUTH_MANAGEMENT: Final = _error(Code.INVALID_ARGUMENT, "invalid auth management")
 AUTH_OLD_REVISION: Final = _error(Code.INVALID_ARGUMENT, "revision of auth store is old")
 
 COMPACTED: Final = _error(Code.OUT_OF_RANGE, "mvcc: required revision has been compacted")
@@ -90,6 +99,15 @@ LEASE_EXISTS: Final = _error(Code.FAILED_PRECONDITION, "lease already exists")
 NOT_LEADER: Final = _error(Code.FAILED_PRECONDITION, "not leader")
 BAD_LEADER_TRANSFEREE: Final = _error(Code.FAILED_PRECONDITION, "bad leader transferee")
 NOT_SUPPORTED_FOR_LEARNER: Final = _error(Code.FAILED_PRECONDITION, "rpc not supported for learner")
+ROOT_USER_NOT_EXIST: Final = _error(Code.FAILED_PRECONDITION, "root user does not exist")
+ROOT_ROLE_NOT_EXIST: Final = _error(Code.FAILED_PRECONDITION, "root user does not have root role")
+USER_EXISTS: Final = _error(Code.FAILED_PRECONDITION, "user name already exists")
+USER_NOT_FOUND: Final = _error(Code.FAILED_PRECONDITION, "user name not found")
+ROLE_EXISTS: Final = _error(Code.FAILED_PRECONDITION, "role name already exists")
+ROLE_NOT_FOUND: Final = _error(Code.FAILED_PRECONDITION, "role name not found")
+ROLE_NOT_GRANTED: Final = _error(Code.FAILED_PRECONDITION, "role is not granted to the user")
+PERMISSION_NOT_GRANTED: Final = _error(Code.FAILED_PRECONDITION, "permission is not granted to the role")
+AUTH_NOT_ENABLED: Final = _error(Code.FAILED_PRECONDITION, "authentication is not enabled")
 
 PERMISSION_DENIED: Final = _error(Code.PERMISSION_DENIED, "permission denied")
 INVALID_AUTH_TOKEN: Final = _error(Code.UNAUTHENTICATED, "invalid auth token")
@@ -106,6 +124,11 @@ UNHEALTHY: Final = _error(Code.UNAVAILABLE, "unhealthy cluster")
 
 WATCH_CANCELED: Final = _error(Code.CANCELLED, "watch canceled")
 REQUEST_CANCELED: Final = _error(Code.CANCELLED, "request canceled")
+
+# What etcd never mapped to a code of its own, with the texts of its packages.
+NO_PASSWORD_USER: Final = KvError(Code.UNKNOWN, "auth: authentication failed, password was given for no password user")
+PASSWORD_TOO_LONG: Final = KvError(Code.UNKNOWN, "bcrypt: password length exceeds 72 bytes")
+VERIFY_ONLY: Final = KvError(Code.UNKNOWN, "auth: token signing attempted with verify-only key")
 
 # A codec's answer to bytes that are not the message they should be: etcd's Go front says the same.
 MALFORMED: Final = KvError(Code.INTERNAL, "grpc: error unmarshalling request: malformed message")

@@ -88,6 +88,9 @@ _SERVED: Final = [
     Setting("cipher-suites", "text", "", "Suites of TLS1.2 by Go's names, comma-separated.", SECURITY),
     Setting("cors", "text", "", "Origins whose pages may ask over HTTP, comma-separated; * is every one.", SECURITY),
     Setting("host-whitelist", "text", "*", "Host headers answered over HTTP without TLS; * is every one.", SECURITY),
+    Setting("auth-token", "text", "simple", "simple, or jwt,pub-key=F,priv-key=F,sign-method=M,ttl=5m.", SECURITY),
+    Setting("auth-token-ttl", "int", "300", "Seconds that a simple token lives without being used.", SECURITY),
+    Setting("bcrypt-cost", "int", "10", "How hard passwords are hashed, 4..31.", SECURITY),
     Setting("max-concurrent-streams", "int", str(2**32 - 1), "Calls at once on one client's connection.", LIMITS),
     Setting("max-txn-ops", "int", "128", "Operations in one transaction.", LIMITS),
     Setting(
@@ -151,7 +154,6 @@ _COMPATIBLE: Final = [
     _ignored("client-cert-file"),  # of etcd's gateway as a client of itself; ours calls in process
     _ignored("client-key-file"),
     _taken("wal-dir", "text"),
-    _taken("auth-token", "text", "simple"),
     _taken("force-new-cluster", "bool", "false"),
     _taken("unsafe-no-fsync", "bool", "false"),
     _taken("enable-v2v3", "text"),
@@ -189,8 +191,6 @@ _COMPATIBLE: Final = [
             "backend-batch-limit",
             "backend-batch-interval",
             "backend-bbolt-freelist-type",
-            "bcrypt-cost",
-            "auth-token-ttl",
             "grpc-keepalive-min-time",
             "grpc-keepalive-interval",
             "grpc-keepalive-timeout",

@@ -11,6 +11,7 @@ FORMAT: Final = 1
 REVISION_MAX: Final = 2**63 - 1
 _SUB_MAX: Final = 2**32 - 1
 
+AUTH: Final = b"a"  # users and roles (kvstore/auth/table.py)
 LATEST: Final = b"l"
 VERSION: Final = b"v"
 EVENT: Final = b"e"

@@ -18,8 +18,10 @@ from struct import error as StructError
 from types import TracebackType
 from typing import Final, NamedTuple, final
 
+from google.protobuf.message import DecodeError
 from rocksdict import RdictIter, WriteBatch
 
+from kvstore.auth.table import AuthTable
 from kvstore.mvcc import leases, schema
 from kvstore.mvcc.counts import WALKED_MIN, KeyCounts
 from kvstore.mvcc.engine import (
@@ -227,6 +229,7 @@ class ReadView(EngineReader):
         self.current_revision = store.current_revision
         self.compact_revision = store.compact_revision
         self.ended = store.ended
+        self.auth = store.auth
         self._store = store
         self._writes = store.writes
         self._iterator: RdictIter | None = engine.iterator()
@@ -312,7 +315,8 @@ class MvccStore(EngineReader):
             self.seen = self._load_seen()
             self.ended = leases.load_ended(engine)
             self.live = load_live(engine)
-        except StructError as error:
+            self.auth = AuthTable.load(engine)
+        except (StructError, DecodeError, UnicodeDecodeError) as error:
             raise damaged(engine.path, error) from error
 
     def _load_seen(self) -> dict[int, tuple[int, int]]:
@@ -404,6 +408,7 @@ class MvccStore(EngineReader):
         self.seen = other.seen
         self.ended = other.ended
         self.live = other.live
+        self.auth = other.auth
         self._show(other.state)
         for reload in self.on_swap:
             reload()

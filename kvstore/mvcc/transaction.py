@@ -17,6 +17,7 @@ from typing import Final, final
 
 from rocksdict import WriteBatch
 
+from kvstore.auth.changes import AuthChanges
 from kvstore.failpoints import fail_async
 from kvstore.mvcc import schema
 from kvstore.mvcc.encoding import delete_event, key_of, key_value, put_event, varint
@@ -54,6 +55,7 @@ class WriteGroup(Reader):
         self._live_keys = store.live.keys
         self._written = store.live.written
         self.leases = LeaseOverlay(store)
+        self.auth = AuthChanges(store.auth)
         self.ended = store.ended
         self._cluster: dict[bytes, bytes | None] = {}  # rows of the member table; None: deleted
         self._seen: dict[int, tuple[int, int]] = {}
@@ -391,11 +393,11 @@ class WriteGroup(Reader):
             else:
                 put(b"l" + key, kv)
         self.leases.write(batch)
-        for row, value in self._cluster.items():
+        for row, value in (*self._cluster.items(), *self.auth.rows.items()):
             if value is None:
                 batch.delete(row)
             else:
-                batch.put(row, value)
+                put(row, value)
         for member, (boot, sequence) in self._seen.items():
             batch.put(schema.seen_row(member), schema.pack_pair(boot, sequence))
         self._live_keys += LEASE_BYTES * sum([one.granted - (one.row is None) for one in self.leases.changes])
@@ -418,4 +420,5 @@ class WriteGroup(Reader):
             self._store.update_counts(self._born, self._died)
         self.leases.committed()
         self._store.live = live
+        self._store.auth = self.auth.table
         self._store.seen.update(self._seen)

@@ -376,10 +376,10 @@ class WatchStream:
         if self.unsynced_count:
             self.hub.wake()
 
-    def create(self, request: WatchCreateRequest) -> None:
-        """Answers `created`, always, and before any event of the watcher."""
+    def create(self, request: WatchCreateRequest, forbidden: str = "") -> None:
+        """Answers `created`, always, and before any event of the watcher. forbidden: why the caller may not have it."""
         header = self.hub.header(self.hub.store.current_revision)
-        reason = self._reason_to_refuse(request)
+        reason = self._reason_to_refuse(request, forbidden)
         if reason:
             refusal = wire.CREATED + wire.CANCELED + wire.cancel_reason_field(reason)
             self._sink.send([header + wire.INVALID_ID + refusal])
@@ -391,9 +391,11 @@ class WatchStream:
         if watcher.next_revision < self.hub.store.compact_revision:
             self.cancel_compacted(watcher)
 
-    def _reason_to_refuse(self, request: WatchCreateRequest) -> str | None:
+    def _reason_to_refuse(self, request: WatchCreateRequest, forbidden: str) -> str | None:
         if request.start_revision < 0:
             return COMPACTED.message
+        if forbidden:
+            return forbidden
         if request.range_end not in (b"", b"\0") and (request.key or b"\0") >= request.range_end:
             return EMPTY_RANGE
         if request.watch_id and request.watch_id in self.watchers:

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from kvstore.pb import rpc_pb2 as etcdserverpb_dot_rpc__pb2
 
 
-DESCRIPTOR = _POOL.AddSerializedFile(b'\n\x18kvstore/v1/command.proto\x12\nkvstore.v1\x1a\x16\x65tcdserverpb/rpc.proto\"S\n\x0cRequestBatch\x12\x0e\n\x06\x66ormat\x18\x01 \x01(\r\x12\x0c\n\x04time\x18\x02 \x01(\x10\x12%\n\x08requests\x18\x03 \x03(\x0b\x32\x13.kvstore.v1.Request\"\xe8\x05\n\x07Request\x12\x0e\n\x06member\x18\x01 \x01(\x06\x12\x0c\n\x04\x62oot\x18\x02 \x01(\x04\x12\x10\n\x08sequence\x18\x03 \x01(\x04\x12\x0c\n\x04user\x18\x04 \x01(\t\x12\x15\n\rauth_revision\x18\x05 \x01(\x04\x12\x12\n\nrequest_id\x18\x06 \x01(\t\x12\'\n\x03put\x18\x10 \x01(\x0b\x32\x18.etcdserverpb.PutRequestH\x00\x12\x38\n\x0c\x64\x65lete_range\x18\x11 \x01(\x0b\x32 .etcdserverpb.DeleteRangeRequestH\x00\x12\'\n\x03txn\x18\x12 \x01(\x0b\x32\x18.etcdserverpb.TxnRequestH\x00\x12\x35\n\ncompaction\x18\x13 \x01(\x0b\x32\x1f.etcdserverpb.CompactionRequestH\x00\x12\x33\n\x0emember_publish\x18\x14 \x01(\x0b\x32\x19.kvstore.v1.MemberPublishH\x00\x12\x36\n\x0blease_grant\x18\x15 \x01(\x0b\x32\x1f.etcdserverpb.LeaseGrantRequestH\x00\x12/\n\x0clease_revoke\x18\x16 \x01(\x0b\x32\x17.kvstore.v1.LeaseRevokeH\x00\x12\x38\n\x10lease_checkpoint\x18\x17 \x01(\x0b\x32\x1c.kvstore.v1.LeaseCheckpointsH\x00\x12:\n\rmember_update\x18\x18 \x01(\x0b\x32!.etcdserverpb.MemberUpdateRequestH\x00\x12+\n\x05\x61larm\x18\x19 \x01(\x0b\x32\x1a.etcdserverpb.AlarmRequestH\x00\x12\x33\n\tdowngrade\x18\x1a \x01(\x0b\x32\x1e.etcdserverpb.DowngradeRequestH\x00\x12\x35\n\x0f\x63luster_version\x18\x1b \x01(\x0b\x32\x1a.kvstore.v1.ClusterVersionH\x00\x42\x04\n\x02op\"\x91\x01\n\x0cMemberChange\x12\'\n\x02op\x18\x01 \x01(\x0e\x32\x1b.kvstore.v1.MemberChange.Op\x12$\n\x06member\x18\x02 \x01(\x0b\x32\x14.etcdserverpb.Member\"2\n\x02Op\x12\x07\n\x03\x41\x44\x44\x10\x00\x12\n\n\x06REMOVE\x10\x01\x12\x0b\n\x07PROMOTE\x10\x02\x12\n\n\x06UPDATE\x10\x03\"T\n\rMemberPublish\x12\x0e\n\x06member\x18\x01 \x01(\x06\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x13\n\x0b\x63lient_urls\x18\x03 \x03(\t\x12\x10\n\x08instance\x18\x04 \x01(\x06\"(\n\x0bLeaseRevoke\x12\x0b\n\x03ids\x18\x01 \x03(\x03\x12\x0c\n\x04term\x18\x02 \x01(\x04\"!\n\x0e\x43lusterVersion\x12\x0f\n\x07version\x18\x01 \x01(\t\"T\n\x10LeaseCheckpoints\x12\x32\n\x0b\x63heckpoints\x18\x01 \x03(\x0b\x32\x1d.etcdserverpb.LeaseCheckpoint\x12\x0c\n\x04term\x18\x02 \x01(\x04\"]\n\x0b\x45ntryRecord\x12\r\n\x05index\x18\x01 \x01(\x04\x12\x0c\n\x04term\x18\x02 \x01(\x04\x12\x0c\n\x04time\x18\x03 \x01(\x10\x12#\n\x07origins\x18\x04 \x03(\x0b\x32\x12.kvstore.v1.Origin\"Y\n\x06Origin\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12\x0b\n\x03sub\x18\x02 \x01(\r\x12\x0e\n\x06member\x18\x03 \x01(\x06\x12\x0c\n\x04user\x18\x04 \x01(\t\x12\x12\n\nrequest_id\x18\x05 \x01(\tb\x06proto3')
+DESCRIPTOR = _POOL.AddSerializedFile(b'\n\x18kvstore/v1/command.proto\x12\nkvstore.v1\x1a\x16\x65tcdserverpb/rpc.proto\"S\n\x0cRequestBatch\x12\x0e\n\x06\x66ormat\x18\x01 \x01(\r\x12\x0c\n\x04time\x18\x02 \x01(\x10\x12%\n\x08requests\x18\x03 \x03(\x0b\x32\x13.kvstore.v1.Request\"\x92\x0c\n\x07Request\x12\x0e\n\x06member\x18\x01 \x01(\x06\x12\x0c\n\x04\x62oot\x18\x02 \x01(\x04\x12\x10\n\x08sequence\x18\x03 \x01(\x04\x12\x0c\n\x04user\x18\x04 \x01(\t\x12\x15\n\rauth_revision\x18\x05 \x01(\x04\x12\x12\n\nrequest_id\x18\x06 \x01(\t\x12\'\n\x03put\x18\x10 \x01(\x0b\x32\x18.etcdserverpb.PutRequestH\x00\x12\x38\n\x0c\x64\x65lete_range\x18\x11 \x01(\x0b\x32 .etcdserverpb.DeleteRangeRequestH\x00\x12\'\n\x03txn\x18\x12 \x01(\x0b\x32\x18.etcdserverpb.TxnRequestH\x00\x12\x35\n\ncompaction\x18\x13 \x01(\x0b\x32\x1f.etcdserverpb.CompactionRequestH\x00\x12\x33\n\x0emember_publish\x18\x14 \x01(\x0b\x32\x19.kvstore.v1.MemberPublishH\x00\x12\x36\n\x0blease_grant\x18\x15 \x01(\x0b\x32\x1f.etcdserverpb.LeaseGrantRequestH\x00\x12/\n\x0clease_revoke\x18\x16 \x01(\x0b\x32\x17.kvstore.v1.LeaseRevokeH\x00\x12\x38\n\x10lease_checkpoint\x18\x17 \x01(\x0b\x32\x1c.kvstore.v1.LeaseCheckpointsH\x00\x12:\n\rmember_update\x18\x18 \x01(\x0b\x32!.etcdserverpb.MemberUpdateRequestH\x00\x12+\n\x05\x61larm\x18\x19 \x01(\x0b\x32\x1a.etcdserverpb.AlarmRequestH\x00\x12\x33\n\tdowngrade\x18\x1a \x01(\x0b\x32\x1e.etcdserverpb.DowngradeRequestH\x00\x12\x35\n\x0f\x63luster_version\x18\x1b \x01(\x0b\x32\x1a.kvstore.v1.ClusterVersionH\x00\x12\x36\n\x0b\x61uth_enable\x18  \x01(\x0b\x32\x1f.etcdserverpb.AuthEnableRequestH\x00\x12\x38\n\x0c\x61uth_disable\x18! \x01(\x0b\x32 .etcdserverpb.AuthDisableRequestH\x00\x12\x39\n\rauth_user_add\x18\" \x01(\x0b\x32 .etcdserverpb.AuthUserAddRequestH\x00\x12?\n\x10\x61uth_user_delete\x18# \x01(\x0b\x32#.etcdserverpb.AuthUserDeleteRequestH\x00\x12P\n\x19\x61uth_user_change_password\x18$ \x01(\x0b\x32+.etcdserverpb.AuthUserChangePasswordRequestH\x00\x12\x46\n\x14\x61uth_user_grant_role\x18% \x01(\x0b\x32&.etcdserverpb.AuthUserGrantRoleRequestH\x00\x12H\n\x15\x61uth_user_revoke_role\x18& \x01(\x0b\x32\'.etcdserverpb.AuthUserRevokeRoleRequestH\x00\x12\x39\n\rauth_role_add\x18\' \x01(\x0b\x32 .etcdserverpb.AuthRoleAddRequestH\x00\x12?\n\x10\x61uth_role_delete\x18( \x01(\x0b\x32#.etcdserverpb.AuthRoleDeleteRequestH\x00\x12R\n\x1a\x61uth_role_grant_permission\x18) \x01(\x0b\x32,.etcdserverpb.AuthRoleGrantPermissionRequestH\x00\x12T\n\x1b\x61uth_role_revoke_permission\x18* \x01(\x0b\x32-.etcdserverpb.AuthRoleRevokePermissionRequestH\x00\x12\x30\n\x0c\x61uthenticate\x18+ \x01(\x0b\x32\x18.kvstore.v1.AuthenticateH\x00\x42\x04\n\x02op\"\x91\x01\n\x0cMemberChange\x12\'\n\x02op\x18\x01 \x01(\x0e\x32\x1b.kvstore.v1.MemberChange.Op\x12$\n\x06member\x18\x02 \x01(\x0b\x32\x14.etcdserverpb.Member\"2\n\x02Op\x12\x07\n\x03\x41\x44\x44\x10\x00\x12\n\n\x06REMOVE\x10\x01\x12\x0b\n\x07PROMOTE\x10\x02\x12\n\n\x06UPDATE\x10\x03\"T\n\rMemberPublish\x12\x0e\n\x06member\x18\x01 \x01(\x06\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x13\n\x0b\x63lient_urls\x18\x03 \x03(\t\x12\x10\n\x08instance\x18\x04 \x01(\x06\"(\n\x0bLeaseRevoke\x12\x0b\n\x03ids\x18\x01 \x03(\x03\x12\x0c\n\x04term\x18\x02 \x01(\x04\"!\n\x0e\x43lusterVersion\x12\x0f\n\x07version\x18\x01 \x01(\t\"T\n\x10LeaseCheckpoints\x12\x32\n\x0b\x63heckpoints\x18\x01 \x03(\x0b\x32\x1d.etcdserverpb.LeaseCheckpoint\x12\x0c\n\x04term\x18\x02 \x01(\x04\"+\n\x0c\x41uthenticate\x12\x0c\n\x04user\x18\x01 \x01(\t\x12\r\n\x05token\x18\x02 \x01(\x0c\"]\n\x0b\x45ntryRecord\x12\r\n\x05index\x18\x01 \x01(\x04\x12\x0c\n\x04term\x18\x02 \x01(\x04\x12\x0c\n\x04time\x18\x03 \x01(\x10\x12#\n\x07origins\x18\x04 \x03(\x0b\x32\x12.kvstore.v1.Origin\"Y\n\x06Origin\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12\x0b\n\x03sub\x18\x02 \x01(\r\x12\x0e\n\x06member\x18\x03 \x01(\x06\x12\x0c\n\x04user\x18\x04 \x01(\t\x12\x12\n\nrequest_id\x18\x05 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,21 +35,23 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REQUESTBATCH']._serialized_start=64
   _globals['_REQUESTBATCH']._serialized_end=147
   _globals['_REQUEST']._serialized_start=150
-  _globals['_REQUEST']._serialized_end=894
-  _globals['_MEMBERCHANGE']._serialized_start=897
-  _globals['_MEMBERCHANGE']._serialized_end=1042
-  _globals['_MEMBERCHANGE_OP']._serialized_start=992
-  _globals['_MEMBERCHANGE_OP']._serialized_end=1042
-  _globals['_MEMBERPUBLISH']._serialized_start=1044
-  _globals['_MEMBERPUBLISH']._serialized_end=1128
-  _globals['_LEASEREVOKE']._serialized_start=1130
-  _globals['_LEASEREVOKE']._serialized_end=1170
-  _globals['_CLUSTERVERSION']._serialized_start=1172
-  _globals['_CLUSTERVERSION']._serialized_end=1205
-  _globals['_LEASECHECKPOINTS']._serialized_start=1207
-  _globals['_LEASECHECKPOINTS']._serialized_end=1291
-  _globals['_ENTRYRECORD']._serialized_start=1293
-  _globals['_ENTRYRECORD']._serialized_end=1386
-  _globals['_ORIGIN']._serialized_start=1388
-  _globals['_ORIGIN']._serialized_end=1477
+  _globals['_REQUEST']._serialized_end=1704
+  _globals['_MEMBERCHANGE']._serialized_start=1707
+  _globals['_MEMBERCHANGE']._serialized_end=1852
+  _globals['_MEMBERCHANGE_OP']._serialized_start=1802
+  _globals['_MEMBERCHANGE_OP']._serialized_end=1852
+  _globals['_MEMBERPUBLISH']._serialized_start=1854
+  _globals['_MEMBERPUBLISH']._serialized_end=1938
+  _globals['_LEASEREVOKE']._serialized_start=1940
+  _globals['_LEASEREVOKE']._serialized_end=1980
+  _globals['_CLUSTERVERSION']._serialized_start=1982
+  _globals['_CLUSTERVERSION']._serialized_end=2015
+  _globals['_LEASECHECKPOINTS']._serialized_start=2017
+  _globals['_LEASECHECKPOINTS']._serialized_end=2101
+  _globals['_AUTHENTICATE']._serialized_start=2103
+  _globals['_AUTHENTICATE']._serialized_end=2146
+  _globals['_ENTRYRECORD']._serialized_start=2148
+  _globals['_ENTRYRECORD']._serialized_end=2241
+  _globals['_ORIGIN']._serialized_start=2243
+  _globals['_ORIGIN']._serialized_end=2332
 # @@protoc_insertion_point(module_scope)

@@ -74,6 +74,18 @@ class Request(_message.Message):
     ALARM_FIELD_NUMBER: _builtins.int
     DOWNGRADE_FIELD_NUMBER: _builtins.int
     CLUSTER_VERSION_FIELD_NUMBER: _builtins.int
+    AUTH_ENABLE_FIELD_NUMBER: _builtins.int
+    AUTH_DISABLE_FIELD_NUMBER: _builtins.int
+    AUTH_USER_ADD_FIELD_NUMBER: _builtins.int
+    AUTH_USER_DELETE_FIELD_NUMBER: _builtins.int
+    AUTH_USER_CHANGE_PASSWORD_FIELD_NUMBER: _builtins.int
+    AUTH_USER_GRANT_ROLE_FIELD_NUMBER: _builtins.int
+    AUTH_USER_REVOKE_ROLE_FIELD_NUMBER: _builtins.int
+    AUTH_ROLE_ADD_FIELD_NUMBER: _builtins.int
+    AUTH_ROLE_DELETE_FIELD_NUMBER: _builtins.int
+    AUTH_ROLE_GRANT_PERMISSION_FIELD_NUMBER: _builtins.int
+    AUTH_ROLE_REVOKE_PERMISSION_FIELD_NUMBER: _builtins.int
+    AUTHENTICATE_FIELD_NUMBER: _builtins.int
     member: _builtins.int
     """where the client is connected"""
     boot: _builtins.int
@@ -109,6 +121,32 @@ class Request(_message.Message):
     def downgrade(self) -> _rpc_pb2.DowngradeRequest: ...
     @_builtins.property
     def cluster_version(self) -> Global___ClusterVersion: ...
+    @_builtins.property
+    def auth_enable(self) -> _rpc_pb2.AuthEnableRequest: ...
+    @_builtins.property
+    def auth_disable(self) -> _rpc_pb2.AuthDisableRequest: ...
+    @_builtins.property
+    def auth_user_add(self) -> _rpc_pb2.AuthUserAddRequest:
+        """with the bcrypt hash only; so is the next but one"""
+
+    @_builtins.property
+    def auth_user_delete(self) -> _rpc_pb2.AuthUserDeleteRequest: ...
+    @_builtins.property
+    def auth_user_change_password(self) -> _rpc_pb2.AuthUserChangePasswordRequest: ...
+    @_builtins.property
+    def auth_user_grant_role(self) -> _rpc_pb2.AuthUserGrantRoleRequest: ...
+    @_builtins.property
+    def auth_user_revoke_role(self) -> _rpc_pb2.AuthUserRevokeRoleRequest: ...
+    @_builtins.property
+    def auth_role_add(self) -> _rpc_pb2.AuthRoleAddRequest: ...
+    @_builtins.property
+    def auth_role_delete(self) -> _rpc_pb2.AuthRoleDeleteRequest: ...
+    @_builtins.property
+    def auth_role_grant_permission(self) -> _rpc_pb2.AuthRoleGrantPermissionRequest: ...
+    @_builtins.property
+    def auth_role_revoke_permission(self) -> _rpc_pb2.AuthRoleRevokePermissionRequest: ...
+    @_builtins.property
+    def authenticate(self) -> Global___Authenticate: ...
     def __init__(
         self,
         *,
@@ -130,12 +168,24 @@ class Request(_message.Message):
         alarm: _rpc_pb2.AlarmRequest | None = ...,
         downgrade: _rpc_pb2.DowngradeRequest | None = ...,
         cluster_version: Global___ClusterVersion | None = ...,
+        auth_enable: _rpc_pb2.AuthEnableRequest | None = ...,
+        auth_disable: _rpc_pb2.AuthDisableRequest | None = ...,
+        auth_user_add: _rpc_pb2.AuthUserAddRequest | None = ...,
+        auth_user_delete: _rpc_pb2.AuthUserDeleteRequest | None = ...,
+        auth_user_change_password: _rpc_pb2.AuthUserChangePasswordRequest | None = ...,
+        auth_user_grant_role: _rpc_pb2.AuthUserGrantRoleRequest | None = ...,
+        auth_user_revoke_role: _rpc_pb2.AuthUserRevokeRoleRequest | None = ...,
+        auth_role_add: _rpc_pb2.AuthRoleAddRequest | None = ...,
+        auth_role_delete: _rpc_pb2.AuthRoleDeleteRequest | None = ...,
+        auth_role_grant_permission: _rpc_pb2.AuthRoleGrantPermissionRequest | None = ...,
+        auth_role_revoke_permission: _rpc_pb2.AuthRoleRevokePermissionRequest | None = ...,
+        authenticate: Global___Authenticate | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["alarm", b"alarm", "cluster_version", b"cluster_version", "compaction", b"compaction", "delete_range", b"delete_range", "downgrade", b"downgrade", "lease_checkpoint", b"lease_checkpoint", "lease_grant", b"lease_grant", "lease_revoke", b"lease_revoke", "member_publish", b"member_publish", "member_update", b"member_update", "op", b"op", "put", b"put", "txn", b"txn"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["alarm", b"alarm", "auth_disable", b"auth_disable", "auth_enable", b"auth_enable", "auth_role_add", b"auth_role_add", "auth_role_delete", b"auth_role_delete", "auth_role_grant_permission", b"auth_role_grant_permission", "auth_role_revoke_permission", b"auth_role_revoke_permission", "auth_user_add", b"auth_user_add", "auth_user_change_password", b"auth_user_change_password", "auth_user_delete", b"auth_user_delete", "auth_user_grant_role", b"auth_user_grant_role", "auth_user_revoke_role", b"auth_user_revoke_role", "authenticate", b"authenticate", "cluster_version", b"cluster_version", "compaction", b"compaction", "delete_range", b"delete_range", "downgrade", b"downgrade", "lease_checkpoint", b"lease_checkpoint", "lease_grant", b"lease_grant", "lease_revoke", b"lease_revoke", "member_publish", b"member_publish", "member_update", b"member_update", "op", b"op", "put", b"put", "txn", b"txn"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alarm", b"alarm", "auth_revision", b"auth_revision", "boot", b"boot", "cluster_version", b"cluster_version", "compaction", b"compaction", "delete_range", b"delete_range", "downgrade", b"downgrade", "lease_checkpoint", b"lease_checkpoint", "lease_grant", b"lease_grant", "lease_revoke", b"lease_revoke", "member", b"member", "member_publish", b"member_publish", "member_update", b"member_update", "op", b"op", "put", b"put", "request_id", b"request_id", "sequence", b"sequence", "txn", b"txn", "user", b"user"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alarm", b"alarm", "auth_disable", b"auth_disable", "auth_enable", b"auth_enable", "auth_revision", b"auth_revision", "auth_role_add", b"auth_role_add", "auth_role_delete", b"auth_role_delete", "auth_role_grant_permission", b"auth_role_grant_permission", "auth_role_revoke_permission", b"auth_role_revoke_permission", "auth_user_add", b"auth_user_add", "auth_user_change_password", b"auth_user_change_password", "auth_user_delete", b"auth_user_delete", "auth_user_grant_role", b"auth_user_grant_role", "auth_user_revoke_role", b"auth_user_revoke_role", "authenticate", b"authenticate", "boot", b"boot", "cluster_version", b"cluster_version", "compaction", b"compaction", "delete_range", b"delete_range", "downgrade", b"downgrade", "lease_checkpoint", b"lease_checkpoint", "lease_grant", b"lease_grant", "lease_revoke", b"lease_revoke", "member", b"member", "member_publish", b"member_publish", "member_update", b"member_update", "op", b"op", "put", b"put", "request_id", b"request_id", "sequence", b"sequence", "txn", b"txn", "user", b"user"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_op: _TypeAlias = _typing.Literal["put", "delete_range", "txn", "compaction", "member_publish", "lease_grant", "lease_revoke", "lease_checkpoint", "member_update", "alarm", "downgrade", "cluster_version"]  # noqa: Y015
+    _WhichOneofReturnType_op: _TypeAlias = _typing.Literal["put", "delete_range", "txn", "compaction", "member_publish", "lease_grant", "lease_revoke", "lease_checkpoint", "member_update", "alarm", "downgrade", "cluster_version", "auth_enable", "auth_disable", "auth_user_add", "auth_user_delete", "auth_user_change_password", "auth_user_grant_role", "auth_user_revoke_role", "auth_role_add", "auth_role_delete", "auth_role_grant_permission", "auth_role_revoke_permission", "authenticate"]  # noqa: Y015
     _WhichOneofArgType_op: _TypeAlias = _typing.Literal["op", b"op"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_op) -> _WhichOneofReturnType_op | None: ...
 
@@ -294,6 +344,31 @@ class LeaseCheckpoints(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LeaseCheckpoints: _TypeAlias = LeaseCheckpoints  # noqa: Y015
+
+@_typing.final
+class Authenticate(_message.Message):
+    """A member has checked the user's password, on the state whose auth revision is the request's."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_FIELD_NUMBER: _builtins.int
+    TOKEN_FIELD_NUMBER: _builtins.int
+    user: _builtins.str
+    token: _builtins.bytes
+    """the SHA-256 of a simple token's random part, which every member will believe; empty: of no token"""
+    def __init__(
+        self,
+        *,
+        user: _builtins.str = ...,
+        token: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["token", b"token", "user", b"user"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Authenticate: _TypeAlias = Authenticate  # noqa: Y015
 
 @_typing.final
 class EntryRecord(_message.Message):

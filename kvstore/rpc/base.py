@@ -27,6 +27,14 @@ log = structlog.get_logger(__name__)
 UNEXPECTED: Final = KvError(Code.INTERNAL, "etcdserver: internal error; see the member's log")
 
 
+class Caller(Protocol):
+    """What tells who somebody is."""
+
+    def text(self, name: str) -> str: ...
+    @property
+    def common_name(self) -> str: ...
+
+
 class Call(ABC):
     """One unary request in flight. Exactly one of `reply` and `fail` has an effect, and only the first."""
 
@@ -44,6 +52,11 @@ class Call(ABC):
     @property
     @abstractmethod
     def peer(self) -> str: ...
+
+    @property
+    def common_name(self) -> str:
+        """Of the client's certificate, where the port has verified one; else ""."""
+        return ""
 
     @property
     @abstractmethod
@@ -65,16 +78,21 @@ class Call(ABC):
 CallHandler = Callable[[list[Call]], None]
 
 
-def deliver(
-    calls: list[Call], handler: CallHandler, refusal: Callable[[], KvError | None], counts: "MethodCounts"
-) -> None:
+def deliver(calls: list[Call], handler: CallHandler, gate: "Gate", counts: "MethodCounts") -> None:
     """One method's calls of a tick to its handler, on either front."""
     counts.started += len(calls)
-    refused = refusal()
+    refused = gate.refusal()
     if refused is not None:
         for call in calls:
             call.fail(refused)
         return
+    guard = gate.guard
+    if guard is not None and guard.is_on:
+        calls = guard.admit(gate.method, calls, handler)
+    handle(calls, handler)
+
+
+def handle(calls: list[Call], handler: CallHandler) -> None:
     try:
         handler(calls)
     except Exception:  # top of the handler: its bug must not leave the callers waiting
@@ -89,6 +107,16 @@ class Stream(ABC):
     @property
     @abstractmethod
     def metadata(self) -> Mapping[str, str | bytes]: ...
+
+    def text(self, name: str) -> str:
+        """As Call's."""
+        value = self.metadata.get(name, "")
+        return value if isinstance(value, str) else ""
+
+    @property
+    def common_name(self) -> str:
+        """As Call's."""
+        return ""
 
     @property
     @abstractmethod
@@ -127,6 +155,47 @@ class StreamHandler(Protocol):
 StreamHandlerFactory = Callable[[Stream], StreamHandler]
 
 
+class Guard(Protocol):
+    """Decides who may call what. Asked while it is on, for the methods of one server."""
+
+    @property
+    def is_on(self) -> bool: ...
+
+    def admit(self, method: str, calls: list[Call], handler: CallHandler) -> list[Call]:
+        """Those that may go on now. The others it fails, or hands to the handler later."""
+
+    async def check(self, method: str, caller: Caller, request: bytes) -> None:
+        """The same for a call of generated code. Raises KvError."""
+
+    def open(self, stream: Stream, factory: StreamHandlerFactory) -> StreamHandler: ...
+
+
+class Gate:
+    """The way in to one method."""
+
+    __slots__ = ("_server", "method")
+
+    def __init__(self, server: "RpcServer", method: str) -> None:
+        self._server = server
+        self.method = method
+
+    def refusal(self) -> KvError | None:
+        return self._server.refusal(self.method)
+
+    @property
+    def guard(self) -> Guard | None:
+        return self._server.guard
+
+    def opening(self, factory: StreamHandlerFactory) -> StreamHandlerFactory:
+        """The factory behind the guard."""
+
+        def open_(stream: Stream) -> StreamHandler:
+            guard = self._server.guard
+            return guard.open(stream, factory) if guard is not None and guard.is_on else factory(stream)
+
+        return open_
+
+
 class Http1(Protocol):
     """Takes connections whose first bytes are not HTTP/2's."""
 
@@ -148,6 +217,9 @@ class RpcServer(ABC):
     # Asked for each list of calls, each stream and each call of generated code, by the method's full path: why it is
     # not served now.
     refusal: Callable[[str], KvError | None] = staticmethod(lambda method: None)
+
+    # Who decides about callers; None: nobody is asked who it is. Set before `start`.
+    guard: Guard | None = None
 
     # Who serves HTTP/1.1 on the same ports, where the front can tell it from HTTP/2. Set before `start`.
     http1: "Http1 | None" = None

@@ -8,7 +8,6 @@ method that nobody implemented says so.
 import inspect
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import aclosing
-from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, final
 
 import grpc
@@ -17,14 +16,13 @@ import structlog
 from google.protobuf.message import DecodeError
 
 from kvstore.errors import MALFORMED, Code, KvError, unimplemented
-from kvstore.rpc.base import UNEXPECTED
+from kvstore.rpc.base import UNEXPECTED, Gate
 from kvstore.rpc.counts import Counts
 from kvstore.rpc.local import LocalMethods
 
 log = structlog.get_logger(__name__)
 
 MethodHandler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
-Refusal: TypeAlias = Callable[[], KvError | None]  # RpcServer.refusal, of one method
 
 if TYPE_CHECKING:
     GenericHandler = grpc.GenericRpcHandler[Any, Any]
@@ -44,10 +42,10 @@ async def abort(context: Any, error: KvError) -> NoReturn:
 class GeneratedMethod:
     """One method of a generated servicer, with parsing and errors in our hands."""
 
-    def __init__(self, path: str, handler: Any, refusal: Refusal, counts: Counts) -> None:
-        self._path = path
-        self._counts = counts.new(path, _kind(handler))
-        self._refusal = refusal
+    def __init__(self, gate: Gate, handler: Any, counts: Counts) -> None:
+        self._path = gate.method
+        self._counts = counts.new(gate.method, _kind(handler))
+        self._gate = gate
         self._parse = handler.request_deserializer
         self._serialize = handler.response_serializer
         self._behaviour = handler.unary_unary or handler.unary_stream or handler.stream_stream or handler.stream_unary
@@ -70,7 +68,7 @@ class GeneratedMethod:
     async def _unary_unary(self, request: bytes, context: Any) -> bytes:
         self._counts.started += 1
         try:
-            self._check()
+            await self._check(request, context)
             answer: bytes = self._serialize(await self._behaviour(self._parse(request), context))
         except Exception as error:  # top of the handler
             await self._failed(context, error)
@@ -84,7 +82,7 @@ class GeneratedMethod:
         self._counts.started += 1
         self._counts.received += 1
         try:
-            self._check()
+            await self._check(request, context)
             async with aclosing(self._behaviour(self._parse(request), context)) as answers:
                 async for answer in answers:
                     self._counts.sent += 1
@@ -99,7 +97,7 @@ class GeneratedMethod:
     async def _stream_stream(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
         self._counts.started += 1
         try:
-            self._check()
+            await self._check(b"", context)
             async with aclosing(self._behaviour(self._parsed(requests), context)) as answers:
                 async for answer in answers:
                     self._counts.sent += 1
@@ -111,10 +109,13 @@ class GeneratedMethod:
             raise
         self._counts.ended()
 
-    def _check(self) -> None:
-        refused = self._refusal()
+    async def _check(self, request: bytes, context: Any) -> None:
+        refused = self._gate.refusal()
         if refused is not None:
             raise refused
+        guard = self._gate.guard
+        if guard is not None and guard.is_on:
+            await guard.check(self._path, ContextCaller(context), request)
 
     async def _parsed(self, requests: AsyncIterator[bytes]) -> AsyncIterator[Any]:
         async for request in requests:
@@ -154,16 +155,40 @@ def _code_of(context: Any) -> Code:
 
 
 @final
+class ContextCaller:
+    """Who calls, of a ServicerContext of either front."""
+
+    __slots__ = ("_context",)
+
+    def __init__(self, context: Any) -> None:
+        self._context = context
+
+    def text(self, name: str) -> str:
+        for key, value in self._context.invocation_metadata() or ():
+            if key == name:
+                return value if isinstance(value, str) else ""
+        return ""
+
+    @property
+    def common_name(self) -> str:
+        return common_name(self._context.auth_context())
+
+
+def common_name(auth_context: Mapping[str, Any]) -> str:
+    """Of gRPC's view of the client's certificate, which is a verified one. Of several the last, as Go's parser."""
+    names = list(auth_context.get("x509_common_name") or ())
+    return names[-1].decode("utf-8", "replace") if names else ""
+
+
+@final
 class WrappingRegistry:
     """Stands in for the server where generated `add_*Servicer_to_server` registers its handlers."""
 
-    def __init__(
-        self, server: Any, services: set[str], refusal: Callable[[str], KvError | None], local: LocalMethods
-    ) -> None:
+    def __init__(self, server: Any, services: set[str], gate: Callable[[str], Gate], local: LocalMethods) -> None:
         self._server = server
         self._services = services
         self._local = local
-        self._refusal = refusal
+        self._gate = gate
 
     def add_generic_rpc_handlers(self, handlers: Any) -> None:
         """Generated code registers each method twice; the other way names its methods."""
@@ -172,8 +197,7 @@ class WrappingRegistry:
         methods = {}
         for name, handler in handlers.items():
             path = f"/{service}/{name}"
-            refusal = partial(self._refusal, path)
-            methods[name] = GeneratedMethod(path, handler, refusal, self._local.counts).wrapped(handler)
+            methods[name] = GeneratedMethod(self._gate(path), handler, self._local.counts).wrapped(handler)
             self._local.add_generated(path, methods[name])
         self._services.add(service)
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, methods),))

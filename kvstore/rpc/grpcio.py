@@ -25,9 +25,9 @@ import structlog
 
 from kvstore.errors import STOPPED, Code, KvError
 from kvstore.rpc.address import can_listen, host_port, is_secure
-from kvstore.rpc.base import UNEXPECTED, Call, CallHandler, RpcServer, Stream, StreamHandlerFactory, deliver
+from kvstore.rpc.base import UNEXPECTED, Call, CallHandler, Gate, RpcServer, Stream, StreamHandlerFactory, deliver
 from kvstore.rpc.counts import Counts, MethodCounts
-from kvstore.rpc.generated import GenericHandler, MethodHandler, Refusal, UnknownMethods, WrappingRegistry, abort
+from kvstore.rpc.generated import GenericHandler, MethodHandler, UnknownMethods, WrappingRegistry, abort, common_name
 from kvstore.rpc.local import LocalMethods
 from kvstore.rpc.options import MESSAGE_BYTES_MAX, ChannelOptions, ServerOptions
 from kvstore.rpc.tls import ChannelTls, ServerTls, tls_for
@@ -117,6 +117,10 @@ class CallContext:
         return str(self._context.peer()) if self._context else ""
 
     @property
+    def common_name(self) -> str:
+        return common_name(self._context.auth_context()) if self._context else ""
+
+    @property
     def time_remaining(self) -> float | None:
         return self._context.time_remaining() if self._context else 0.0
 
@@ -151,12 +155,12 @@ class GrpcioCall(CallContext, Call):
 class CallCollector:
     """One hot unary method: gathers the calls of a tick."""
 
-    __slots__ = ("_calls", "_counts", "_handler", "_loop", "_refusal")
+    __slots__ = ("_calls", "_counts", "_gate", "_handler", "_loop")
 
-    def __init__(self, handler: CallHandler, refusal: Refusal, counts: MethodCounts) -> None:
+    def __init__(self, handler: CallHandler, gate: Gate, counts: MethodCounts) -> None:
         self._counts = counts
         self._handler = handler
-        self._refusal = refusal
+        self._gate = gate
         self._calls: list[Call] = []
         self._loop = asyncio.get_running_loop()
 
@@ -179,7 +183,7 @@ class CallCollector:
 
     def _deliver(self) -> None:
         calls, self._calls = self._calls, []
-        deliver(calls, self._handler, self._refusal, self._counts)
+        deliver(calls, self._handler, self._gate, self._counts)
 
 
 @final
@@ -269,15 +273,15 @@ class GrpcioStream(CallContext, Stream):
 class StreamMethod:
     """One hot bidirectional method, and its streams under way."""
 
-    def __init__(self, factory: StreamHandlerFactory, refusal: Refusal, counts: MethodCounts) -> None:
-        self._factory = factory
+    def __init__(self, factory: StreamHandlerFactory, gate: Gate, counts: MethodCounts) -> None:
+        self._factory = gate.opening(factory)
         self._counts = counts
-        self._refusal = refusal
+        self._gate = gate
         self._streams: set[GrpcioStream] = set()
 
     async def serve(self, _: AsyncIterator[bytes], context: Any) -> None:
         self._counts.started += 1
-        refused = self._refusal()
+        refused = self._gate.refusal()
         if refused is not None:
             self._counts.ended(refused.code)
             await abort(context, refused)
@@ -317,15 +321,15 @@ class GrpcioServer(RpcServer):
         self._server.add_generic_rpc_handlers((self._hot,))
 
     def add_calls(self, method: str, handler: CallHandler) -> None:
-        refusal = partial(self._refused, method)
-        collector = CallCollector(handler, refusal, self.counts.new(method))
-        self.local.add_calls(method, handler, refusal)
+        gate = Gate(self, method)
+        collector = CallCollector(handler, gate, self.counts.new(method))
+        self.local.add_calls(method, handler, gate)
         self._add_hot(method, grpc.unary_unary_rpc_method_handler(collector.serve))
 
     def add_stream(self, method: str, factory: StreamHandlerFactory) -> None:
-        refusal = partial(self._refused, method)
-        served = StreamMethod(factory, refusal, self.counts.new(method, "bidi_stream"))
-        self.local.add_stream(method, factory, refusal)
+        gate = Gate(self, method)
+        served = StreamMethod(factory, gate, self.counts.new(method, "bidi_stream"))
+        self.local.add_stream(method, factory, gate)
         self._stream_methods.append(served)
         self._add_hot(method, grpc.stream_stream_rpc_method_handler(served.serve))
 
@@ -335,10 +339,8 @@ class GrpcioServer(RpcServer):
         self._unknown.add(method)
 
     def add_servicer(self, add_to_server: Callable[[Any, Any], None], servicer: object) -> None:
-        add_to_server(servicer, WrappingRegistry(self._server, self._unknown.services, self._refused, self.local))
-
-    def _refused(self, method: str) -> KvError | None:
-        return self.refusal(method)
+        registry = WrappingRegistry(self._server, self._unknown.services, partial(Gate, self), self.local)
+        add_to_server(servicer, registry)
 
     async def start(self, urls: list[str]) -> list[str]:
         bound = []

@@ -19,22 +19,25 @@ from typing import Any, Final, NoReturn, final
 import structlog
 
 from kvstore.errors import Code, KvError
-from kvstore.rpc.base import UNEXPECTED, Call, CallHandler, Stream, StreamHandlerFactory, deliver
+from kvstore.rpc.base import UNEXPECTED, Call, CallHandler, Gate, Stream, StreamHandlerFactory, deliver
 from kvstore.rpc.counts import Counts, MethodCounts
 
 log = structlog.get_logger(__name__)
 
-Refusal = Callable[[], KvError | None]
 DEADLINE_EXCEEDED: Final = KvError(Code.DEADLINE_EXCEEDED, "context deadline exceeded")
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Who calls. metadata: keys in lower case, as gRPC's. seconds: until the caller gives up; None: never."""
+    """Who calls. metadata: keys in lower case, as gRPC's. seconds: until the caller gives up; None: never.
+
+    common_name: of a certificate by which gRPC's front knows the caller. The gateway gives none: what stands at its
+    other end may be a proxy's (CVE-2018-16886)."""
 
     metadata: Mapping[str, str | bytes] = field(default_factory=dict, repr=False)  # may hold a token
     peer: str = ""
     seconds: float | None = None
+    common_name: str = ""
 
 
 class _Clock:
@@ -68,6 +71,10 @@ class LocalCall(Call):
     @property
     def peer(self) -> str:
         return self._origin.peer
+
+    @property
+    def common_name(self) -> str:
+        return self._origin.common_name
 
     @property
     def time_remaining(self) -> float | None:
@@ -106,6 +113,10 @@ class LocalStream(Stream):
     @property
     def peer(self) -> str:
         return self._origin.peer
+
+    @property
+    def common_name(self) -> str:
+        return self._origin.common_name
 
     @property
     def queued_bytes(self) -> int:
@@ -170,7 +181,7 @@ class LocalStream(Stream):
 
 @final
 class LocalContext:
-    """grpc.aio's ServicerContext, as far as servicers may ask it. There is no certificate: whose would it be?"""
+    """grpc.aio's ServicerContext, as far as servicers may ask it."""
 
     def __init__(self, origin: Origin) -> None:
         self._origin = origin
@@ -189,7 +200,8 @@ class LocalContext:
         return None
 
     def auth_context(self) -> Mapping[str, Any]:
-        return {}
+        name = self._origin.common_name
+        return {"x509_common_name": [name.encode()]} if name else {}
 
     def time_remaining(self) -> float | None:
         return self._clock.remaining
@@ -219,14 +231,14 @@ class _Method:
 
 @final
 class _Calls(_Method):
-    def __init__(self, handler: CallHandler, refusal: Refusal, counts: MethodCounts) -> None:
+    def __init__(self, handler: CallHandler, gate: Gate, counts: MethodCounts) -> None:
         self._handler = handler
-        self._refusal = refusal
+        self._gate = gate
         self._counts = counts
 
     async def call(self, request: bytes, origin: Origin) -> bytes:
         call = LocalCall(request, origin)
-        deliver([call], self._handler, self._refusal, self._counts)
+        deliver([call], self._handler, self._gate, self._counts)
         code = Code.CANCELLED
         try:
             answer = await call.answer
@@ -240,14 +252,14 @@ class _Calls(_Method):
 
 @final
 class _Streams(_Method):
-    def __init__(self, factory: StreamHandlerFactory, refusal: Refusal, counts: MethodCounts) -> None:
+    def __init__(self, factory: StreamHandlerFactory, gate: Gate, counts: MethodCounts) -> None:
         self._factory = factory
-        self._refusal = refusal
+        self._gate = gate
         self._counts = counts
 
     def stream(self, requests: AsyncIterator[bytes], origin: Origin) -> AsyncGenerator[bytes, None]:
         self._counts.started += 1
-        refused = self._refusal()
+        refused = self._gate.refusal()
         if refused is not None:
             self._counts.ended(refused.code)
             raise refused
@@ -291,11 +303,11 @@ class LocalMethods:
         self._methods: dict[str, _Method] = {}
         self.counts = counts or Counts()
 
-    def add_calls(self, path: str, handler: CallHandler, refusal: Refusal) -> None:
-        self._methods[path] = _Calls(handler, refusal, self.counts.new(path))
+    def add_calls(self, path: str, handler: CallHandler, gate: Gate) -> None:
+        self._methods[path] = _Calls(handler, gate, self.counts.new(path))
 
-    def add_stream(self, path: str, factory: StreamHandlerFactory, refusal: Refusal) -> None:
-        self._methods[path] = _Streams(factory, refusal, self.counts.new(path, "bidi_stream"))
+    def add_stream(self, path: str, factory: StreamHandlerFactory, gate: Gate) -> None:
+        self._methods[path] = _Streams(factory, gate, self.counts.new(path, "bidi_stream"))
 
     def add_generated(self, path: str, handler: Any) -> None:
         self._methods[path] = _Generated(handler)

@@ -13,6 +13,7 @@ from typing import Final, Protocol, final
 
 import structlog
 
+from kvstore.auth.table import ROOT
 from kvstore.config import ServerConfig
 from kvstore.errors import COMPACTED, KvError
 from kvstore.pb.rpc_pb2 import CompactionRequest
@@ -96,7 +97,7 @@ class Host(Protocol):
     @property
     def leads(self) -> bool: ...
     def now(self) -> float: ...
-    async def propose_one(self, op: Op, raw: bytes) -> AppliedResult: ...
+    async def propose_one(self, op: Op, raw: bytes, user: str = "") -> AppliedResult: ...
 
 
 async def run(host: Host, chosen: Policy) -> None:
@@ -111,7 +112,8 @@ async def run(host: Host, chosen: Policy) -> None:
 async def _compact(host: Host, chosen: Policy, revision: int) -> None:
     began = host.now()
     try:
-        await host.propose_one(Op.COMPACTION, CompactionRequest(revision=revision).SerializeToString())
+        # In the name of root, who is there whenever anybody is asked for a name.
+        await host.propose_one(Op.COMPACTION, CompactionRequest(revision=revision).SerializeToString(), ROOT)
     except KvError as error:
         if error != COMPACTED:
             log.warning(

@@ -37,6 +37,7 @@ from kvstore.pb import rpc_pb2
 from kvstore.pb.command_pb2 import MemberPublish
 from kvstore.server import auto_compaction
 from kvstore.server.alarms import Alarms
+from kvstore.server.auth import Auth
 from kvstore.server.batcher import Batcher
 from kvstore.server.bootstrap import OpenMember
 from kvstore.server.corruption import Corruption
@@ -129,6 +130,7 @@ class KvServer:
         self.quota = Quota(self)
         self.defragmenter = Defragmenter(self)
         self.corruption = Corruption(self)
+        self.auth = Auth(self, config.auth)
         self.on_leader_change: list[Callable[[], None]] = []  # called after `leader_id` has changed
         self._hard_commit = member.loaded.hard_state.commit
 
@@ -175,13 +177,13 @@ class KvServer:
         )
 
     def _make_machine(self) -> Machine:
-        applier = Applier(self.store, self.member_id, self.identity.boot, self, read_configuration, self.leases.changed)
+        told = (self.leases.changed, self.auth.changed)
+        applier = Applier(self.store, self.member_id, self.identity.boot, self, read_configuration, *told)
         return Machine(applier, self._housekeeper, self.snapshots)
 
     def _listen(self) -> None:
         """Whoever tells us something, tells it from now on."""
-        self.leader_methods["ChangeMembers"] = self.membership.answer
-        self.leader_methods["Members"] = self.peers.answer
+        self.leader_methods |= {"ChangeMembers": self.membership.answer, "Members": self.peers.answer}
         self.store.on_swap.append(self._swapped)
         self.node.on_change.append(self._changed)
         self.node.on_configuration.append(self.peers.on_configuration)
@@ -317,6 +319,7 @@ class KvServer:
             self._spawn(auto_compaction.run(self, compacts))
         self._on_beat()
         await self.node.wait_applied(self._hard_commit)
+        self.auth.forget()  # a restart ends tokens, also those that were applied again
         await self.corruption.start(self._spawn)
         self._spawn(self._publish())
 
@@ -332,6 +335,7 @@ class KvServer:
         self._batcher.stop()
         self._barrier.stop()
         self.leases.stop()
+        await self.auth.stop()
         if self._beat is not None:
             self._beat.cancel()
         await self.node.stop()

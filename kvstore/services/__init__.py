@@ -6,7 +6,8 @@ Generated base classes stand in for services of later versions: the front answer
 from functools import partial
 from typing import TYPE_CHECKING, Any, final
 
-from kvstore.errors import NOT_SUPPORTED_FOR_LEARNER, KvError
+from kvstore.auth.methods import METHODS
+from kvstore.errors import NOT_SUPPORTED_FOR_LEARNER, PERMISSION_DENIED, KvError
 
 if TYPE_CHECKING:
     from kvstore.rpc.base import RpcServer
@@ -43,6 +44,7 @@ def register(rpc: "RpcServer", server: "KvServer") -> Services:
     """Add every service to a front that has not started."""
     from kvstore.pb import history_pb2_grpc, rpc_pb2_grpc, v3election_pb2_grpc, v3lock_pb2_grpc
     from kvstore.services import health, reflection
+    from kvstore.services.auth import AuthService
     from kvstore.services.cluster import ClusterService
     from kvstore.services.election import ElectionService
     from kvstore.services.history import HistoryService
@@ -53,7 +55,8 @@ def register(rpc: "RpcServer", server: "KvServer") -> Services:
     from kvstore.services.waiters import Waiters
     from kvstore.services.watch import WatchService
 
-    rpc.refusal = partial(_learner_refusal, server)
+    rpc.refusal = partial(_refusal, server)
+    rpc.guard = server.auth
     kv = KvService(server)
     kv.register(rpc)
     watch = WatchService(server)
@@ -63,7 +66,7 @@ def register(rpc: "RpcServer", server: "KvServer") -> Services:
     rpc.add_servicer(rpc_pb2_grpc.add_ClusterServicer_to_server, _make(ClusterService, server))
     rpc.add_servicer(rpc_pb2_grpc.add_MaintenanceServicer_to_server, _make(MaintenanceService, server))
     rpc.add_servicer(history_pb2_grpc.add_HistoryServicer_to_server, _make(HistoryService, server))
-    rpc.add_servicer(rpc_pb2_grpc.add_AuthServicer_to_server, _make(rpc_pb2_grpc.AuthServicer))
+    rpc.add_servicer(rpc_pb2_grpc.add_AuthServicer_to_server, _make(AuthService, server))
     waiters = Waiters()
     rpc.add_servicer(v3lock_pb2_grpc.add_LockServicer_to_server, _make(LockService, rpc.local, waiters))
     rpc.add_servicer(v3election_pb2_grpc.add_ElectionServicer_to_server, _make(ElectionService, rpc.local, waiters))
@@ -79,7 +82,9 @@ LEARNER_METHODS = frozenset(
 )
 
 
-def _learner_refusal(server: "KvServer", method: str) -> KvError | None:
+def _refusal(server: "KvServer", method: str) -> KvError | None:
+    if method not in METHODS:
+        return PERMISSION_DENIED  # nobody has said who may call it (RELIABILITY 4b)
     return NOT_SUPPORTED_FOR_LEARNER if server.is_learner and method not in LEARNER_METHODS else None
 
 

@@ -20,6 +20,7 @@ from kvstore.pb.rpc_pb2 import (
 )
 from kvstore.pb.rpc_pb2_grpc import ClusterServicer
 from kvstore.server.membership import check_peer_urls
+from kvstore.services.permissions import check, identify
 
 if TYPE_CHECKING:
     from kvstore.server.server import KvServer
@@ -39,14 +40,17 @@ class ClusterService(ClusterServicer):
 
     async def MemberAdd(self, request: MemberAddRequest, context: Any) -> MemberAddResponse:
         urls = _peer_urls(request.peerURLs)
+        await self._check(context)
         done = await self._change(MemberChange.ADD, Member(peerURLs=urls, isLearner=request.isLearner))
         return MemberAddResponse(header=self._server.header_message(0), member=done.member, members=done.members)
 
     async def MemberRemove(self, request: MemberRemoveRequest, context: Any) -> MemberRemoveResponse:
+        await self._check(context)
         done = await self._change(MemberChange.REMOVE, Member(ID=request.ID))
         return MemberRemoveResponse(header=self._server.header_message(0), members=done.members)
 
     async def MemberUpdate(self, request: MemberUpdateRequest, context: Any) -> MemberUpdateResponse:
+        await self._check(context)
         try:
             urls = _peer_urls(request.peerURLs)
         except KvError:
@@ -58,8 +62,15 @@ class ClusterService(ClusterServicer):
         return MemberUpdateResponse(header=self._server.header_message(0), members=done.members)
 
     async def MemberPromote(self, request: MemberPromoteRequest, context: Any) -> MemberPromoteResponse:
+        await self._check(context)
         done = await self._change(MemberChange.PROMOTE, Member(ID=request.ID))
         return MemberPromoteResponse(header=self._server.header_message(0), members=done.members)
+
+    async def _check(self, context: Any) -> None:
+        """A member that is behind must not let in somebody who was root when it stood there."""
+        if self._server.auth.is_on:
+            await self._server.linearizable()
+            check(self._server.auth.table.refuse_root(identify(self._server, context)))
 
     async def _change(self, op: MemberChange.Op.ValueType, member: Member) -> ChangeMembersResponse:
         return await self._server.membership.change(MemberChange(op=op, member=member))

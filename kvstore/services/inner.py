@@ -25,6 +25,7 @@ from kvstore.pb.rpc_pb2 import (
     WatchRequest,
     WatchResponse,
 )
+from kvstore.rpc.generated import ContextCaller
 from kvstore.rpc.local import Origin
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def origin_of(context: Any) -> Origin:
     """
     metadata = {str(key).lower(): value for key, value in context.invocation_metadata() or ()}
     metadata.pop(LEADER_WANTED, None)
-    return Origin(metadata, context.peer())
+    return Origin(metadata, context.peer(), common_name=ContextCaller(context).common_name)
 
 
 @final

@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import structlog
 from google.protobuf.message import DecodeError
 
+from kvstore.auth.requests import refuse_txn
+from kvstore.auth.table import NOBODY, AuthTable, Identity
 from kvstore.errors import MALFORMED, NOT_SUPPORTED_FOR_LEARNER, Code, KvError
 from kvstore.mvcc.encoding import field, range_body
 from kvstore.mvcc.range import range_, range_small
@@ -28,6 +30,7 @@ from kvstore.pb.rpc_pb2 import CompactionRequest, DeleteRangeRequest, PutRequest
 from kvstore.rpc.base import UNEXPECTED, Call, RpcServer
 from kvstore.rpc.generated import one_stream
 from kvstore.server.proposal import Proposal
+from kvstore.services.permissions import check, identify
 from kvstore.state.applier import Result
 from kvstore.state.checks import check_compaction, check_delete_range, check_put, check_range, check_txn
 from kvstore.state.command import Op
@@ -56,6 +59,12 @@ def is_serializable(request: Read) -> bool:
     if isinstance(request, RangeRequest):
         return request.serializable
     return all(op.request_range.serializable for branch in (request.success, request.failure) for op in branch)
+
+
+def refuse_read(table: AuthTable, who: Identity, request: Read) -> KvError | None:
+    if isinstance(request, RangeRequest):
+        return table.refuse_read(who, request.key, request.range_end)
+    return refuse_txn(table, who, request)
 
 
 class KvService:
@@ -98,7 +107,10 @@ class KvService:
     async def _compact_physically(self, call: Call) -> None:
         """Answer when nothing is left on this member of what the compaction hides."""
         try:
-            result = await self._server.propose_one(Op.COMPACTION, call.request, request_id=request_id_of(call))
+            who = self._server.auth.identify(call)
+            result = await self._server.propose_one(
+                Op.COMPACTION, call.request, who.user, who.revision, request_id=request_id_of(call)
+            )
             target = self._server.store.compact_revision
             while self._server.compactor.done_revision < target and not call.cancelled:  # noqa: ASYNC110
                 await asyncio.sleep(COMPACTION_POLL_SECONDS)
@@ -123,13 +135,19 @@ class KvService:
 
     def _propose(self, op: Op, calls: list[Call]) -> None:
         proposals = []
+        auth = self._server.auth if self._server.store.auth.enabled else None
+        who = NOBODY
         for call in calls:
             try:
                 request_id = request_id_of(call)
+                if auth is not None:
+                    who = auth.identify(call)
             except KvError as error:
                 call.fail(error)
                 continue
-            proposals.append(Proposal(op, call.request, partial(self._done, call), request_id=request_id))
+            proposals.append(
+                Proposal(op, call.request, partial(self._done, call), who.user, who.revision, request_id=request_id)
+            )
         if proposals:
             self._server.propose(proposals)
 
@@ -165,10 +183,13 @@ class KvService:
     def _read_now(self, reads: list[tuple[Call, Read]]) -> None:
         store = self._server.store
         header = self._server.header(store.current_revision)
+        guarded = store.auth.enabled
         for call, request in reads:
             if call.cancelled:
                 continue
             try:
+                if guarded:
+                    self._check_read(call, request, store.auth)
                 found = range_small(store, request) if isinstance(request, RangeRequest) else None
             except KvError as error:
                 call.fail(error)
@@ -177,6 +198,10 @@ class KvService:
                 self._start(self._read_long(call, request))
             else:
                 call.reply(header + range_body(found.kvs, found.count, found.more))
+
+    def _check_read(self, call: Call, request: Read, table: AuthTable) -> None:
+        """Whether the caller may see what is read from the state of this table. Raises KvError."""
+        check(refuse_read(table, self._server.auth.identify(call), request))
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -197,6 +222,8 @@ class KvService:
         if call.cancelled:
             return
         with self._server.store.view() as view:
+            if view.auth.enabled:
+                self._check_read(call, request, view.auth)
             if isinstance(request, RangeRequest):
                 found = await range_(view, request)
                 revision, body = view.current_revision, range_body(found.kvs, found.count, found.more)
@@ -210,6 +237,8 @@ class KvService:
         check_range_stream(request)
         if not request.serializable:
             await self._server.linearizable()
+        table = self._server.auth.table
+        check(table.refuse_read(identify(self._server, context), request.key, request.range_end))
         chunks = range_stream(self._server.store, request, self._server.config.max_request_bytes)
         async with aclosing(chunks):
             async for chunk in chunks:

@@ -6,26 +6,30 @@ A lease that is not there is no error: a keep-alive answers TTL 0, a time-to-liv
 """
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, final
 
 import structlog
 from google.protobuf.message import DecodeError
 
+from kvstore.auth.table import NOBODY, Identity
 from kvstore.errors import TOO_MANY_REQUESTS, KvError
 from kvstore.mvcc.encoding import field, varint
+from kvstore.pb.command_pb2 import LeaseRevoke
 from kvstore.pb.rpc_pb2 import (
     LeaseGrantRequest,
     LeaseKeepAliveRequest,
     LeaseLeasesRequest,
     LeaseRevokeRequest,
     LeaseTimeToLiveRequest,
+    LeaseTimeToLiveResponse,
 )
 from kvstore.rpc.base import UNEXPECTED, Call, RpcServer, Stream
 from kvstore.server.proposal import Proposal
 from kvstore.services.kv import parsed
 from kvstore.services.leader_streams import LeaderStreams
+from kvstore.services.permissions import check, check_leases
 from kvstore.services.watch import MALFORMED_MESSAGE
 from kvstore.state.applier import Result
 from kvstore.state.command import Op
@@ -38,6 +42,7 @@ log = structlog.get_logger(__name__)
 
 LEASES_MAX: Final = 1_000_000  # about 190 MB of a member's memory; more are refused
 QUEUED_BYTES_MAX: Final = 4 << 20  # of a stream whose client does not read
+CHECKING_MAX: Final = 1000  # lists of one stream that wait, where keys have to be looked at
 LISTED_MAX: Final = 4000  # leases that are encoded in one step
 UNSIGNED: Final = 1 << 64  # a negative id on the wire
 
@@ -78,13 +83,13 @@ class LeaseService:
     # Through the log
 
     def grant(self, calls: list[Call]) -> None:
-        proposals: list[Proposal] = []
+        granted: list[tuple[Call, bytes]] = []
         room = LEASES_MAX - len(self._leases.lessor)
         good = parsed(calls, LeaseGrantRequest.FromString, lambda _: None)  # apply judges: an alarm comes first
         if self._server.quota.tight:
             good = self._server.quota.admit(good, lambda _: LEASE_BYTES)
         for call, request in good:
-            if len(proposals) >= room:
+            if len(granted) >= room:
                 call.fail(TOO_MANY_REQUESTS)
                 continue
             raw = call.request
@@ -93,13 +98,29 @@ class LeaseService:
                 # Here and not in apply: the least TTL follows from this member's settings.
                 request.TTL = ttl_min
                 raw = request.SerializeToString()
-            proposals.append(Proposal(Op.LEASE_GRANT, raw, partial(self._done, call)))
-        self._server.propose(proposals)
+            granted.append((call, raw))
+        self._propose(Op.LEASE_GRANT, granted)
 
     def revoke(self, calls: list[Call]) -> None:
-        """An encoded LeaseRevokeRequest is a LeaseRevoke of one lease (kvstore/v1/command.proto)."""
+        """Written anew: what else a client puts into its message must not be read as the leader's word."""
         good = parsed(calls, LeaseRevokeRequest.FromString, lambda _: None)
-        self._server.propose([Proposal(Op.LEASE_REVOKE, call.request, partial(self._done, call)) for call, _ in good])
+        self._propose(
+            Op.LEASE_REVOKE, [(call, LeaseRevoke(ids=[request.ID]).SerializeToString()) for call, request in good]
+        )
+
+    def _propose(self, op: Op, calls: list[tuple[Call, bytes]]) -> None:
+        proposals = []
+        auth = self._server.auth if self._server.store.auth.enabled else None
+        who = NOBODY
+        for call, raw in calls:
+            if auth is not None:
+                try:
+                    who = auth.identify(call)
+                except KvError as error:
+                    call.fail(error)
+                    continue
+            proposals.append(Proposal(op, raw, partial(self._done, call), who.user, who.revision))
+        self._server.propose(proposals)
 
     def _done(self, call: Call, result: Result) -> None:
         if isinstance(result, KvError):
@@ -110,12 +131,23 @@ class LeaseService:
     # From the lessor
 
     def time_to_live(self, calls: list[Call]) -> None:
-        for call, _ in parsed(calls, LeaseTimeToLiveRequest.FromString, lambda _: None):
-            self._start(self._answer(call, self._leases.time_to_live(call.request)))
+        for call, request in parsed(calls, LeaseTimeToLiveRequest.FromString, lambda _: None):
+            self._start(self._answer(call, self._time_to_live(call, request.keys)))
+
+    async def _time_to_live(self, call: Call, keys: bool) -> bytes:
+        body = await self._leases.time_to_live(call.request)
+        if keys and self._server.auth.is_on:
+            # The leader has told the keys; whether the caller may see them is decided on a state that is not older.
+            await self._server.linearizable()
+            table, who = self._server.auth.table, self._server.auth.identify(call)
+            if not table.is_root(who.user):
+                for key in LeaseTimeToLiveResponse.FromString(body).keys:
+                    check(table.refuse_read(who, key))
+        return body
 
     def list_(self, calls: list[Call]) -> None:
         for call, _ in parsed(calls, LeaseLeasesRequest.FromString, lambda _: None):
-            self._start(self._answer(call, self._listed()))
+            self._start(self._answer(call, self._listed(call)))
 
     async def _answer(self, call: Call, work: Coroutine[Any, Any, bytes]) -> None:
         try:
@@ -128,10 +160,13 @@ class LeaseService:
         else:
             call.reply(self._server.header(self._server.store.current_revision) + body)
 
-    async def _listed(self) -> bytes:
+    async def _listed(self, call: Call) -> bytes:
         """As this member knows them (etcd): without a quorum too."""
         await self._leases.loaded()
         ids = self._leases.lessor.ids()
+        if self._server.auth.is_on:
+            with self._server.store.view() as view:
+                await check_leases(view, self._server.auth.identify(call), ids, write=False)
         parts: list[bytes] = []
         for at in range(0, len(ids), LISTED_MAX):
             parts += [field(b"\x12", b"\x08" + varint(id_ % UNSIGNED)) for id_ in ids[at : at + LISTED_MAX]]
@@ -140,17 +175,24 @@ class LeaseService:
 
     def open(self, stream: Stream) -> "KeepAliveHandler":
         self._leader_streams.opened(stream)
-        return KeepAliveHandler(stream, self._server, self._leader_streams)
+        return KeepAliveHandler(stream, self._server, self._leader_streams, self._start)
 
 
 @final
 class KeepAliveHandler:
     """One stream of keep-alives."""
 
-    def __init__(self, stream: Stream, server: "KvServer", leader_streams: LeaderStreams) -> None:
+    def __init__(
+        self,
+        stream: Stream,
+        server: "KvServer",
+        leader_streams: LeaderStreams,
+        start: Callable[[Coroutine[Any, Any, None]], None],
+    ) -> None:
         self._stream = stream
         self._server = server
         self._leader_streams = leader_streams
+        self._start = start  # a task of the service
         self._waiting = 0  # lists without an answer
         self._half_closed = False
 
@@ -164,8 +206,39 @@ class KeepAliveHandler:
             self._stream.close(TOO_MANY_REQUESTS)
             return
         self._waiting += 1
+        if self._server.store.auth.enabled:
+            self._check_first(ids)
+        else:
+            self._keep_alive(ids)
+
+    def _keep_alive(self, ids: list[int]) -> None:
         head = self._server.header(self._server.store.current_revision)
         self._server.leases.keep_alive(ids, partial(self._renewed, head, ids))
+
+    def _check_first(self, ids: list[int]) -> None:
+        """To renew a lease is to keep its keys: who may not write them may not renew it."""
+        auth = self._server.auth
+        try:
+            who = auth.identify(self._stream)
+            check(auth.table.refuse_user(who))
+        except KvError as error:
+            self._stream.close(error)
+            return
+        if auth.table.may_write_everything(who.user):
+            self._keep_alive(ids)
+        elif self._waiting > CHECKING_MAX:
+            self._stream.close(TOO_MANY_REQUESTS)
+        else:
+            self._start(self._checked(who, ids))
+
+    async def _checked(self, who: Identity, ids: list[int]) -> None:
+        try:
+            with self._server.store.view() as view:
+                await check_leases(view, who, ids, write=True)
+        except KvError as error:
+            self._stream.close(error.with_traceback(None))
+        else:
+            self._keep_alive(ids)
 
     def _renewed(self, head: bytes, ids: list[int], ttls: list[int] | KvError) -> None:
         self._waiting -= 1

@@ -13,7 +13,7 @@ from google.protobuf.message import DecodeError
 
 from kvstore.errors import TOO_MANY_REQUESTS, Code, KvError
 from kvstore.failpoints import fail_async
-from kvstore.pb.rpc_pb2 import WatchRequest
+from kvstore.pb.rpc_pb2 import WatchCreateRequest, WatchRequest
 from kvstore.rpc.base import RpcServer, Stream
 from kvstore.services.leader_streams import LeaderStreams
 
@@ -30,6 +30,7 @@ TICK_SECONDS_MAX: Final = 1.0
 @final
 class WatchService:
     def __init__(self, server: "KvServer") -> None:
+        self._server = server
         self._server = server
         self._hub = server.hub
         self._wakeup = asyncio.Event()
@@ -49,7 +50,7 @@ class WatchService:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def open(self, stream: Stream) -> "WatchHandler":
-        handler = WatchHandler(stream, self._hub.open_stream(stream), self._leader_streams)
+        handler = WatchHandler(stream, self._hub.open_stream(stream), self._leader_streams, self._server)
         self._leader_streams.opened(stream)
         return handler
 
@@ -79,8 +80,11 @@ class WatchService:
 class WatchHandler:
     """One stream: from bytes to the hub's calls."""
 
-    def __init__(self, stream: Stream, watches: "WatchStream", leader_streams: LeaderStreams) -> None:
+    def __init__(
+        self, stream: Stream, watches: "WatchStream", leader_streams: LeaderStreams, server: "KvServer"
+    ) -> None:
         self.stream = stream
+        self._server = server
         self._watches = watches
         self._leader_streams = leader_streams
         # Answers are small and not counted against the budget, so somebody who only asks is stopped here.
@@ -100,11 +104,22 @@ class WatchHandler:
     def _handle(self, request: WatchRequest) -> None:
         kind = request.WhichOneof("request_union")
         if kind == "create_request":
-            self._watches.create(request.create_request)
+            create = request.create_request
+            self._watches.create(create, self._refusal(create) if self._server.store.auth.enabled else "")
         elif kind == "cancel_request":
             self._watches.cancel(request.cancel_request.watch_id)
         elif kind == "progress_request":
             self._watches.progress()
+
+    def _refusal(self, request: WatchCreateRequest) -> str:
+        """Why the caller may not watch these keys, as etcd's cancel reason says it; "" when it may. What becomes of the
+        permission later ends no watch (etcd)."""
+        try:
+            who = self._server.auth.identify(self.stream)
+        except KvError as error:
+            return _reason(error)
+        refused = self._server.auth.table.refuse_read(who, request.key or b"\0", request.range_end)
+        return "" if refused is None else _reason(refused)
 
     def drained(self) -> None:
         self._watches.drained()
@@ -115,3 +130,8 @@ class WatchHandler:
     def closed(self) -> None:
         self._watches.close()
         self._leader_streams.closed(self.stream)
+
+
+def _reason(error: KvError) -> str:
+    """A gRPC error as Go prints it."""
+    return f"rpc error: code = {error.code.go_name} desc = {error.message}"

@@ -15,6 +15,7 @@ from struct import Struct
 from typing import Final, Protocol, TypeAlias, final
 
 from kvstore import errors
+from kvstore.auth.changes import TokenChange
 from kvstore.errors import KvError
 from kvstore.failpoints import fail_async
 from kvstore.mvcc.encoding import field, varint
@@ -24,7 +25,7 @@ from kvstore.mvcc.store import MvccStore
 from kvstore.mvcc.transaction import WriteGroup
 from kvstore.pb.command_pb2 import Request
 from kvstore.pb.rpc_pb2 import PutRequest
-from kvstore.state import alarms, cluster
+from kvstore.state import alarms, auth, cluster
 from kvstore.state.checks import check_delete_range, check_put, check_txn
 from kvstore.state.command import UnknownRequest, parse_batch
 from kvstore.state.leases import apply_checkpoint, apply_grant, leases_to_revoke
@@ -89,14 +90,16 @@ class Applier:
         sinks: ApplySinks,
         read_configuration: ReadConfiguration = _no_configurations,
         lease_sink: Callable[[list[LeaseChange]], None] | None = None,
+        token_sink: Callable[[list[TokenChange]], None] | None = None,
     ) -> None:
-        """lease_sink: told before the sinks what became of leases, for nobody else wants to know."""
+        """lease_sink, token_sink: told before the sinks what became of leases and tokens: nobody else wants to know."""
         self._store = store
         self._member_id = member_id
         self._boot = boot
         self._sinks = sinks
         self._read_configuration = read_configuration
         self._lease_sink = lease_sink
+        self._token_sink = token_sink
         self._read_alarms()
         store.on_swap.append(self._read_alarms)
 
@@ -130,6 +133,8 @@ class Applier:
         await fail_async("applyAfterCommit")
         if group.leases.changes and self._lease_sink is not None:
             self._lease_sink(group.leases.changes)
+        if group.auth.tokens and self._token_sink is not None:
+            self._token_sink(group.auth.tokens)
         sinks = self._sinks
         if group.has_cluster_rows:
             sinks.members()
@@ -147,7 +152,7 @@ class Applier:
         origins: list[bytes] = []
         budget = group.budget()
         source, seen, author = _NOBODY, (0, 0), b""  # whose request came last, and the newest of that member
-        calm = not self._alarms
+        calm = not (self._alarms or group.auth.table.enabled)
         for position, request in enumerate(batch.requests):
             member, sequence = request.member, request.sequence
             identity = (request.boot, sequence)
@@ -166,7 +171,7 @@ class Applier:
             result = _apply_small(group, request, ours) if calm else None
             if result is None:
                 result = await self._apply_request(group, request, entry.term, position, ours, origins)
-                calm = not self._alarms
+                calm = not (self._alarms or group.auth.table.enabled)
             elif group.current_revision > revision:
                 origins.append(_origin(group.revision_varint, position, author, request))
             if ours:
@@ -182,7 +187,11 @@ class Applier:
     async def _apply_request(
         self, group: WriteGroup, request: Request, term: int, position: int, answer: bool, origins: list[bytes]
     ) -> Result:
-        """All that is not small, with its revision."""
+        """All that is not small, or that has to be looked at twice, with its revision."""
+        if group.auth.table.enabled:
+            denied = await auth.refuse(group, request, request.WhichOneof("op"))
+            if denied is not None:
+                return denied
         author = _author(request.member)
         refused = alarms.refusal(self._alarms, request) if self._alarms else None
         if refused is not None:
@@ -265,6 +274,7 @@ _SHORT_OPS: Final[dict[str, Callable[[WriteGroup, Request, int], Result]]] = {
     "alarm": lambda group, request, _: alarms.apply_alarm(group, request.alarm),
     "member_publish": lambda group, request, _: cluster.apply_publish(group, request.member_publish),
     "member_update": lambda group, request, _: cluster.apply_update(group, request.member_update),
+    **{op: lambda group, request, _: auth.apply_auth(group, request) for op in auth.AUTH_OPS},
 }
 
 

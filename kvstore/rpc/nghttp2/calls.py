@@ -4,13 +4,13 @@ All calls of a method that one tick of the loop brought, on whatever connections
 it answers at once leaves at the end of the same tick.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, final
 
 import structlog
 
 from kvstore.errors import Code, KvError
-from kvstore.rpc.base import UNEXPECTED, Call, CallHandler, Stream, StreamHandlerFactory, deliver
+from kvstore.rpc.base import UNEXPECTED, Call, CallHandler, Gate, Stream, StreamHandlerFactory, deliver
 from kvstore.rpc.counts import MethodCounts
 from kvstore.rpc.nghttp2 import engine, metadata
 from kvstore.rpc.nghttp2.framing import HEAD_BYTES, Deframer, frame
@@ -147,6 +147,10 @@ class UnaryCall(ServerStream, Call):
         return self._session.peer if self._session is not None else ""
 
     @property
+    def common_name(self) -> str:
+        return self._session.common_name if self._session is not None else ""
+
+    @property
     def time_remaining(self) -> float | None:
         if self._session is None:
             return 0.0
@@ -194,7 +198,7 @@ class CallsMethod(Method):
         self,
         server: "Server",
         handler: CallHandler,
-        refusal: Callable[[], KvError | None],
+        gate: Gate,
         counts: MethodCounts,
     ) -> None:
         self.bytes_max = server.options.receive_bytes_max
@@ -202,7 +206,7 @@ class CallsMethod(Method):
         counts.open = self._under_way
         self._server = server
         self._handler = handler
-        self._refusal = refusal
+        self._gate = gate
         self._calls: list[Call] = []
 
     def open(self, session: "ServerSession", stream_id: int, request: Request) -> ServerStream:
@@ -215,7 +219,7 @@ class CallsMethod(Method):
 
     def run(self) -> None:
         calls, self._calls = self._calls, []
-        deliver(calls, self._handler, self._refusal, self.counts)
+        deliver(calls, self._handler, self._gate, self.counts)
 
     def _under_way(self) -> int:
         """A walk over all streams: for a scrape, which is rare, so that no call has to count itself."""
@@ -326,6 +330,13 @@ class HotStream(ServerStream, Stream):
         return self._session.peer if self._session is not None else ""
 
     @property
+    def common_name(self) -> str:
+        return self._session.common_name if self._session is not None else ""
+
+    def text(self, name: str) -> str:
+        return self._head.found.get(name.encode(), b"").decode("latin-1")
+
+    @property
     def queued_bytes(self) -> int:
         session = self._session
         return session.connection.queued_body_size(self._stream_id) if session is not None else 0
@@ -399,16 +410,16 @@ class StreamMethod(Method):
         self,
         server: "Server",
         factory: StreamHandlerFactory,
-        refusal: Callable[[], KvError | None],
+        gate: Gate,
         counts: MethodCounts,
     ) -> None:
         self.bytes_max = server.options.receive_bytes_max
         self.counts = counts
-        self.factory = factory
-        self._refusal = refusal
+        self.factory = gate.opening(factory)
+        self._gate = gate
 
     def open(self, session: "ServerSession", stream_id: int, request: Request) -> ServerStream:
-        refused = self._refusal()
+        refused = self._gate.refusal()
         if refused is not None:
             self.counts.started += 1
             self.counts.ended(refused.code)

@@ -9,6 +9,7 @@ import grpc.aio
 
 from kvstore.errors import Code, KvError
 from kvstore.rpc.nghttp2 import metadata
+from kvstore.rpc.nghttp2.certificates import auth_context
 from kvstore.rpc.nghttp2.serving import NO_TIMEOUT
 
 if TYPE_CHECKING:
@@ -44,19 +45,8 @@ class ServicerContext:
         return next((name for name in names if name in found), None)
 
     def auth_context(self) -> Mapping[str, Iterable[bytes]]:
-        """By gRPC's names, from the client's verified certificate; empty without one."""
-        transport = self._stream.session.transport
-        certificate = transport.get_extra_info("peercert") if transport is not None else None
-        if transport is None or transport.get_extra_info("ssl_object") is None:
-            return {}
-        found: dict[str, list[bytes]] = {"transport_security_type": [b"ssl"]}
-        for entry in (certificate or {}).get("subject", ()):
-            for name, value in entry:
-                if name == "commonName":
-                    found.setdefault("x509_common_name", []).append(value.encode())
-        for _, value in (certificate or {}).get("subjectAltName", ()):
-            found.setdefault("x509_subject_alternative_name", []).append(value.encode())
-        return found
+        """By gRPC's names, from the client's verified certificate; empty without TLS."""
+        return auth_context(self._stream.session.transport)
 
     def time_remaining(self) -> float | None:
         deadline = self._stream.head.deadline

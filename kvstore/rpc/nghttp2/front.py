@@ -4,9 +4,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, final
 
-from kvstore.errors import STOPPED, KvError
+from kvstore.errors import STOPPED
 from kvstore.rpc.address import can_listen, host_port, is_secure
-from kvstore.rpc.base import CallHandler, RpcServer, StreamHandlerFactory
+from kvstore.rpc.base import CallHandler, Gate, RpcServer, StreamHandlerFactory
 from kvstore.rpc.counts import Counts
 from kvstore.rpc.generated import UnknownMethods, WrappingRegistry
 from kvstore.rpc.local import LocalMethods
@@ -27,23 +27,21 @@ class Nghttp2Server(RpcServer):
 
     def add_calls(self, method: str, handler: CallHandler) -> None:
         self._unknown.add(method)
-        refusal = partial(self._refused, method)
-        self._server.add_method(method, CallsMethod(self._server, handler, refusal, self.counts.new(method)))
-        self.local.add_calls(method, handler, refusal)
+        gate = Gate(self, method)
+        self._server.add_method(method, CallsMethod(self._server, handler, gate, self.counts.new(method)))
+        self.local.add_calls(method, handler, gate)
 
     def add_stream(self, method: str, factory: StreamHandlerFactory) -> None:
         self._unknown.add(method)
-        refusal = partial(self._refused, method)
+        gate = Gate(self, method)
         self._server.add_method(
-            method, StreamMethod(self._server, factory, refusal, self.counts.new(method, "bidi_stream"))
+            method, StreamMethod(self._server, factory, gate, self.counts.new(method, "bidi_stream"))
         )
-        self.local.add_stream(method, factory, refusal)
+        self.local.add_stream(method, factory, gate)
 
     def add_servicer(self, add_to_server: Callable[[Any, Any], None], servicer: object) -> None:
-        add_to_server(servicer, WrappingRegistry(self._server, self._unknown.services, self._refused, self.local))
-
-    def _refused(self, method: str) -> KvError | None:
-        return self.refusal(method)
+        registry = WrappingRegistry(self._server, self._unknown.services, partial(Gate, self), self.local)
+        add_to_server(servicer, registry)
 
     async def start(self, urls: list[str]) -> list[str]:
         bound = []

@@ -10,12 +10,15 @@ our last frame has left, since a reset overtakes what is queued (`linger`).
 
 import asyncio
 from abc import ABC, abstractmethod
+from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
 from kvstore.errors import Code, KvError
 from kvstore.rpc.admission import Admission
+from kvstore.rpc.generated import common_name
 from kvstore.rpc.nghttp2 import engine, metadata
 from kvstore.rpc.nghttp2.authority import AuthorityFilter
+from kvstore.rpc.nghttp2.certificates import auth_context
 from kvstore.rpc.nghttp2.engine import Headers
 from kvstore.rpc.nghttp2.framing import ACCEPTED, DEFLATE, GZIP, IDENTITY
 from kvstore.rpc.nghttp2.session import KEEPALIVE, Session
@@ -239,6 +242,10 @@ class ServerSession(Session):
             self.linger(stream_id)
 
     # For streams
+
+    @cached_property
+    def common_name(self) -> str:
+        return common_name(auth_context(self._transport))
 
     def watch_queue(self, stream_id: int, stream: ServerStream) -> None:
         """Call its `drained` once nothing is queued."""

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from kvstore.gateway.mapping import MappingError, document_of, parse
 from kvstore.gateway.routes import ROUTES
 from kvstore.gateway.rpc import Gateway
 from kvstore.pb import rpc_pb2 as pb
-from kvstore.rpc.base import Call, Stream
+from kvstore.rpc.base import Call, Gate, Stream
 from kvstore.rpc.http1 import Http1Handover, Http1Limits, Http1Listener
 from kvstore.rpc.local import LocalMethods
 from tests.websocket import WebSocket
@@ -29,6 +30,13 @@ async def soon(condition: Any) -> None:
             await asyncio.sleep(0.005)
 
 
+def gate(path: str) -> Gate:
+    """Nobody is asked who it is; a txn is not served."""
+    refusals = {"/etcdserverpb.KV/Txn": COMPACTED}
+    server: Any = SimpleNamespace(refusal=refusals.get, guard=None)
+    return Gate(server, path)
+
+
 class Methods:
     """Put is answered at once, Range when it is asked to; Watch says back what it hears."""
 
@@ -36,10 +44,10 @@ class Methods:
         self.local = LocalMethods()
         self.calls: list[Call] = []
         self.streams: list[Echo] = []
-        self.local.add_calls("/etcdserverpb.KV/Put", self.put, lambda: None)
-        self.local.add_calls("/etcdserverpb.KV/Range", self.calls.extend, lambda: None)
-        self.local.add_calls("/etcdserverpb.KV/Txn", self.put, lambda: COMPACTED)
-        self.local.add_stream("/etcdserverpb.Watch/Watch", self.watch, lambda: None)
+        self.local.add_calls("/etcdserverpb.KV/Put", self.put, gate("/etcdserverpb.KV/Put"))
+        self.local.add_calls("/etcdserverpb.KV/Range", self.calls.extend, gate("/etcdserverpb.KV/Range"))
+        self.local.add_calls("/etcdserverpb.KV/Txn", self.put, gate("/etcdserverpb.KV/Txn"))
+        self.local.add_stream("/etcdserverpb.Watch/Watch", self.watch, gate("/etcdserverpb.Watch/Watch"))
 
     def put(self, calls: list[Call]) -> None:
         self.calls += calls

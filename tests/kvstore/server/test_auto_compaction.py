@@ -71,7 +71,7 @@ class Host:
     def now(self) -> float:
         return 0.0
 
-    async def propose_one(self, op: object, raw: bytes) -> Any:
+    async def propose_one(self, op: object, raw: bytes, user: str = "") -> Any:
         self.proposed.append(pb.CompactionRequest.FromString(raw).revision)
         error = self._errors.pop(0)
         if error is not None:

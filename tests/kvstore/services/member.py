@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from kvstore.auth.settings import AuthSettings
 from kvstore.errors import TIMEOUT_CONNECTION_LOST, KvError
 from kvstore.mvcc.compaction import Compactor
 from kvstore.mvcc.events import RevisionEvents
@@ -14,6 +15,7 @@ from kvstore.mvcc.watch import WatchHub, WatchLimits
 from kvstore.pb import rpc_pb2 as pb
 from kvstore.rpc import make_server
 from kvstore.server.alarms import Alarms
+from kvstore.server.auth import Auth
 from kvstore.server.defragment import Defragmenter
 from kvstore.server.leader_calls import LeaderCalls, Method
 from kvstore.server.lease import Leases
@@ -70,10 +72,15 @@ class FakeServer:
         self.quota = Quota(self)  # type: ignore[arg-type]
         self.defragmenter = Defragmenter(self)  # type: ignore[arg-type]
         self.leases.role_changed(True, self.raft_term)
-        self._applier = Applier(self.store, self.member_id, 1, self, lease_sink=self.leases.changed)
+        self.auth = Auth(self, AuthSettings(bcrypt_cost=4))
+        self._applier = Applier(
+            self.store, self.member_id, 1, self, lease_sink=self.leases.changed, token_sink=self.auth.changed
+        )
         self._waiting: list[Proposal] = []
         self._asked: dict[int, Proposal] = {}
         self._sequence = 0
+        self._applied = asyncio.Event()
+        self.node = self
         self._applying: asyncio.Task[None] | None = None
         self.cluster = SimpleNamespace(
             members=lambda: [Member(id=self.member_id, peer_urls=("http://p:1",), name="m1", client_urls=(self.url,))]
@@ -116,9 +123,19 @@ class FakeServer:
         if self._waiting and (self._applying is None or self._applying.done()):
             self._applying = asyncio.create_task(self._apply())
 
-    async def propose_one(self, op: Op, raw: bytes, request_id: str = "") -> AppliedResult:
+    def wall_clock(self) -> int:
+        return int(self.clock * 1e9)
+
+    async def wait_applied(self, index: int) -> None:
+        while self.store.applied_index < index:
+            self._applied.clear()
+            await self._applied.wait()
+
+    async def propose_one(
+        self, op: Op, raw: bytes, user: str = "", auth_revision: int = 0, request_id: str = ""
+    ) -> AppliedResult:
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        self.propose([Proposal(op, raw, future.set_result, request_id=request_id)])
+        self.propose([Proposal(op, raw, future.set_result, user, auth_revision, request_id)])
         result = await future
         if isinstance(result, KvError):
             raise result
@@ -133,7 +150,14 @@ class FakeServer:
                 self._asked[self._sequence] = proposal
                 wrapped.append(
                     encode_request(
-                        proposal.op, proposal.raw, self.member_id, 1, self._sequence, request_id=proposal.request_id
+                        proposal.op,
+                        proposal.raw,
+                        self.member_id,
+                        1,
+                        self._sequence,
+                        proposal.user,
+                        proposal.auth_revision,
+                        proposal.request_id,
                     )
                 )
             self.entries += 1
@@ -166,6 +190,7 @@ class FakeServer:
 
     def applied(self, index: int, term: int) -> None:
         self.quota.applied()
+        self._applied.set()
 
 
 class RunningMember:
@@ -196,4 +221,5 @@ class RunningMember:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self.server.leases.stop()
+        await self.server.auth.stop()
         self.server.store.close()

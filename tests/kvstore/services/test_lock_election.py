@@ -74,6 +74,9 @@ class Outer:
     def peer(self) -> str:
         return "p"
 
+    def auth_context(self) -> dict[str, list[bytes]]:
+        return {"x509_common_name": [b"ann"]}
+
 
 @pytest.fixture
 async def inner(tmp_path: Path) -> AsyncIterator[tuple[FakeServer, InnerClient]]:
@@ -178,7 +181,7 @@ async def test_inner_calls_are_made_in_the_callers_name(peer: Peer) -> None:
 
 def test_an_inner_stream_does_not_ask_for_a_leader() -> None:
     """The outer call's own stream is ended without one; the wait of a lock is not a stream of its client's."""
-    assert origin_of(Outer()) == Origin({"token": "t"}, "p")
+    assert origin_of(Outer()) == Origin({"token": "t"}, "p", common_name="ann")
 
 
 async def test_observe_outlives_compaction(inner: tuple[FakeServer, InnerClient]) -> None:

@@ -12,7 +12,7 @@ import pytest
 from kvstore import errors
 from kvstore.pb import history_pb2, history_pb2_grpc
 from kvstore.pb import rpc_pb2 as pb
-from kvstore.pb.rpc_pb2_grpc import AuthStub, ClusterStub, KVStub, MaintenanceStub, WatchStub
+from kvstore.pb.rpc_pb2_grpc import ClusterStub, KVStub, MaintenanceStub, WatchStub
 from kvstore.rpc import make_channel
 from kvstore.version import VERSION
 from tests.kvstore.services.member import FakeServer, RunningMember
@@ -320,12 +320,6 @@ async def test_history(peer: Peer) -> None:
     assert [c.time for c in changes] == sorted(c.time for c in changes)
     assert changes[0].member == 0xA1
     assert await refused(anext(aiter(peer.history.Read(history_pb2.ReadHistoryRequest())))) == errors.KEY_NOT_PROVIDED
-
-
-async def test_what_comes_later_says_so(peer: Peer) -> None:
-    stub: Any = AuthStub(peer.channel)
-    error = await refused(stub.AuthEnable(pb.AuthEnableRequest()))
-    assert error == errors.unimplemented("/etcdserverpb.Auth/AuthEnable")
 
 
 def test_our_version_is_the_packages() -> None:
