@@ -50,6 +50,7 @@ class Http1Handover:
     """Made on the loop. `app`: an ASGI 3 application without a lifespan."""
 
     def __init__(self, app: Any, limits: Http1Limits | None = None) -> None:
+        self.app = app
         self.limits = limits or Http1Limits()
         self._config = Config(
             app,

@@ -11,6 +11,7 @@ from kvstore.rpc.counts import Counts
 from kvstore.rpc.generated import UnknownMethods, WrappingRegistry
 from kvstore.rpc.local import LocalMethods
 from kvstore.rpc.nghttp2.calls import CallsMethod, HotStream, StreamMethod
+from kvstore.rpc.nghttp2.pages import PageMethod, PageStream
 from kvstore.rpc.nghttp2.server import Server
 from kvstore.rpc.options import ServerOptions
 
@@ -58,6 +59,7 @@ class Nghttp2Server(RpcServer):
             bound.append(f"{url.partition('://')[0]}://{address.rpartition(':')[0]}:{port}")
         self._server.add_generic_rpc_handlers((self._unknown,))
         self._server.http1 = self.http1
+        self._server.pages = PageMethod(self.http1.app) if self.http1 is not None else None
         await self._server.start()
         return bound
 
@@ -65,6 +67,6 @@ class Nghttp2Server(RpcServer):
         # Streams have no end of their own: waiting for them would always take the whole grace.
         for session in list(self._server.sessions):
             for stream in list(session.streams.values()):
-                if isinstance(stream, HotStream):
+                if isinstance(stream, (HotStream, PageStream)):
                     stream.stop(STOPPED)
         await self._server.stop(grace)

@@ -18,6 +18,7 @@ from kvstore.rpc.base import Http1
 from kvstore.rpc.nghttp2.calls import CallsMethod
 from kvstore.rpc.nghttp2.deadlines import Deadlines
 from kvstore.rpc.nghttp2.handlers import HandlerMethod
+from kvstore.rpc.nghttp2.pages import PageMethod
 from kvstore.rpc.nghttp2.serving import Acceptor, Method, ServerSession
 from kvstore.rpc.nghttp2.session import Flusher
 from kvstore.rpc.options import ServerOptions
@@ -43,6 +44,7 @@ class Server:
         self.flusher.before = self._deliver
         self.deadlines = Deadlines(self.loop)
         self.http1: Http1 | None = None
+        self.pages: PageMethod | None = None  # what is no gRPC, over TLS
         self.calls_open = 0
         self.sessions: dict[ServerSession, None] = {}
         self.acceptors: set[Acceptor] = set()

@@ -143,6 +143,14 @@ class ServerSession(Session):
     def _read_head(self, headers: Headers, stream_id: int, has_ended: bool) -> bool:
         """Sets `_method` and `_head`. False when the call is answered."""
         found = dict(headers)
+        pages = self.server.pages
+        if pages is not None and not found.get(b"content-type", b"").startswith(metadata.CONTENT_TYPE) and self.is_tls:
+            if metadata.size_of(headers) > self.server.options.metadata_bytes_max:
+                self._refuse(stream_id, ((b":status", b"431"),), has_ended)
+                return False
+            self._method, self._headers = pages, ()
+            self._head = Request(headers, found, NO_TIMEOUT, IDENTITY)
+            return True
         refused = self._refusal(headers, found)
         deadline = NO_TIMEOUT
         raw = found.get(b"grpc-timeout")
@@ -240,6 +248,10 @@ class ServerSession(Session):
     def _refuse(self, stream_id: int, head: Headers, has_ended: bool) -> None:
         if engine.headers_only(self.connection, stream_id, head) and not has_ended:
             self.linger(stream_id)
+
+    @property
+    def is_tls(self) -> bool:
+        return self._transport is not None and self._transport.get_extra_info("ssl_object") is not None
 
     # For streams
 
