@@ -14,22 +14,28 @@ from typing import Final, TypeVar, final
 
 from google.protobuf.message import DecodeError, Message
 
+from kvstore.auth.table import ROOT, STATE_ROW, AuthTable, role_row, user_row
 from kvstore.bbolt.reader import BboltError, BboltReader
 from kvstore.mvcc import schema as rows
 from kvstore.mvcc.encoding import delete_event, key_value, put_event, varint
 from kvstore.mvcc.leases import LeaseRow, lease_of
+from kvstore.mvcc.live import KEY_BYTES, LEASE_BYTES, LiveBytes
 from kvstore.mvcc.store import MvccStore, StateRow
+from kvstore.pb.auth_pb2 import Role, User
 from kvstore.pb.command_pb2 import EntryRecord
 from kvstore.pb.kv_pb2 import KeyValue
 from kvstore.pb.lease_pb2 import Lease
+from kvstore.pb.rpc_pb2 import AlarmMember, AlarmType
 from kvstore.snapshot import schema
 from kvstore.snapshot.file import Told
+from kvstore.state.alarms import alarm_row
 
 INDEX: Final = 1
 TERM: Final = 1
 TTL_MAX: Final = 9_000_000_000  # etcd's
 _BATCH_BYTES: Final = 1 << 20
 _CHUNK: Final = 1024
+_ROW_BYTES: Final = 40  # about, of what the rows of a change take beside its key and value
 
 M = TypeVar("M", bound=Message)
 
@@ -60,20 +66,23 @@ class _Loading:
         self._batch_bytes = 0
         self._leases: set[int] = set()
         self._revision = 1
+        self._base_bytes = self._written = 0  # of keys up to the compact revision, of rows behind it
 
     def run(self, bump: int) -> Loaded:
-        self._check_auth()
+        self._load_auth()
+        self._load_alarms()
         scheduled, finished = self._compactions()
         self._load_leases()
-        self._load_keys(finished)
-        self._write()
-        keys = self._bind_leases()
         compact = max(scheduled, finished)
+        self._load_keys(finished, compact)
+        self._write()
+        keys, keys_bytes = self._bind_leases()
         revision = max(self._revision, compact)
         if bump:
             revision = compact = revision + bump
             if revision > schema.NUMBER_MAX:
                 raise BboltError(f"revision {revision} is too large")
+        self._put_live(keys_bytes, revision, is_compacted=bump > 0)
         # Whoever asks for the history of these revisions is told that nobody knows who and when.
         record = EntryRecord(index=INDEX, term=TERM)
         self._batch.put(rows.record_row(revision), record.SerializeToString(deterministic=True))
@@ -95,10 +104,46 @@ class _Loading:
         )
         return scheduled, finished
 
-    def _check_auth(self) -> None:
-        """A cluster that asked for passwords must not come back as one that does not."""
-        if dict(self._rows(schema.AUTH)).get(schema.AUTH_ENABLED, b"\0") != b"\0":
-            raise BboltError("authentication is on in it, which this version does not restore")
+    def _load_auth(self) -> None:
+        users = {_name(row): _parsed(User, row, value) for row, value in self._rows(schema.AUTH_USERS)}
+        roles = {_name(row): _parsed(Role, row, value) for row, value in self._rows(schema.AUTH_ROLES)}
+        inside = [(name, user.name) for name, user in users.items()] + [
+            (name, role.name) for name, role in roles.items()
+        ]
+        for name, found in inside:
+            if found != name.encode():
+                raise BboltError(f"the user or role in row {name!r} says that it is {found[:64]!r}")
+        state = dict(self._rows(schema.AUTH))
+        enabled = state.get(schema.AUTH_ENABLED, b"\0")
+        revision = schema.split_u64(schema.AUTH_REVISION, state.get(schema.AUTH_REVISION, schema.pack_u64(1)))
+        if enabled not in (b"\0", b"\1") or not 0 < revision <= schema.NUMBER_MAX:
+            raise BboltError(f"authentication is {enabled[:64]!r}, at revision {revision}")
+        table = AuthTable(enabled == b"\1", revision, users, roles)
+        if table.enabled and not table.is_root(ROOT):
+            raise BboltError("authentication is on, and nobody is root")
+        for name, user in users.items():
+            self._put(user_row(name), user.SerializeToString(deterministic=True))
+        for name, role in roles.items():
+            self._put(role_row(name), role.SerializeToString(deterministic=True))
+        self._put(STATE_ROW, table.state_row())
+
+    def _load_alarms(self) -> None:
+        """As etcd, which takes them along: who restores has not yet looked what was wrong."""
+        for row, _ in self._rows(schema.ALARM):
+            alarm = _parsed(AlarmMember, row, row)
+            if alarm.alarm not in (AlarmType.NOSPACE, AlarmType.CORRUPT):
+                raise BboltError(f"an alarm of type {alarm.alarm}")
+            self._put(alarm_row(alarm), b"")
+
+    def _put_live(self, keys_bytes: int, revision: int, *, is_compacted: bool) -> None:
+        """What the quota counts (mvcc/live.py). Up to the compact revision the file has the keys as they were then."""
+        keys = keys_bytes + len(self._leases) * LEASE_BYTES
+        if is_compacted:
+            live = LiveBytes(keys=keys, base_keys=keys)
+        else:
+            base = self._base_bytes + len(self._leases) * LEASE_BYTES
+            live = LiveBytes(keys=keys, written=self._written, base_keys=base)
+        live.put(self._batch, LiveBytes(), revision, None)
 
     def _load_leases(self) -> None:
         for row, value in self._rows(schema.LEASE):
@@ -110,7 +155,7 @@ class _Loading:
             self._leases.add(lease.ID)
             self._put(rows.lease_row(lease.ID), LeaseRow(lease.TTL, lease.RemainingTTL).encode())
 
-    def _load_keys(self, finished: int) -> None:
+    def _load_keys(self, finished: int, compact: int) -> None:
         last = (0, 0)
         for row, value in self._rows(schema.KEY):
             revision, sub, is_tombstone = schema.split_revision(row)
@@ -118,6 +163,10 @@ class _Loading:
                 raise BboltError(f"revision {revision}.{sub} comes twice")
             last = (revision, sub)
             self._revision = revision
+            if revision > compact:
+                self._written += 2 * len(row) + len(value) + _ROW_BYTES
+            elif not is_tombstone:
+                self._base_bytes += len(value) + KEY_BYTES
             if not value:
                 continue  # etcdutl's mark of a revision that was bumped
             kv = _parsed(KeyValue, row, value)
@@ -145,17 +194,18 @@ class _Loading:
             self._put(rows.version_key(key, revision, sub), rows.TOMBSTONE)
         self._batch.delete(rows.LATEST + key)
 
-    def _bind_leases(self) -> int:
-        """Rows from leases to their keys, once it is known which keys there are. Returns their number."""
-        count = 0
+    def _bind_leases(self) -> tuple[int, int]:
+        """Rows from leases to their keys, once it is known which keys there are. Returns how many, and their bytes."""
+        count = size = 0
         scan = self._store.scan(*rows.latest_rows(b"", None))
         while found := scan.rows(_CHUNK):
             count += len(found)
             for row, kv in found:
+                size += len(kv) + KEY_BYTES
                 lease = lease_of(kv)
                 if lease in self._leases:
                     self._put(rows.leased_row(lease, row[1:]), b"")
-        return count
+        return count, size
 
     def _put(self, row: bytes, value: bytes) -> None:
         self._batch.put(row, value)
@@ -168,6 +218,13 @@ class _Loading:
         self._store.write(self._batch)
         self._batch = self._store.engine.batch()
         self._batch_bytes = 0
+
+
+def _name(row: bytes) -> str:
+    try:
+        return row.decode()
+    except UnicodeDecodeError as error:
+        raise BboltError(f"{row[:64]!r} is no name of a user or role") from error
 
 
 def _parsed(kind: type[M], row: bytes, value: bytes) -> M:

@@ -32,6 +32,7 @@ from kvstore.mvcc.store import MvccStore
 from kvstore.pb.lease_pb2 import Lease
 from kvstore.snapshot import schema
 from kvstore.snapshot.revisions import Survivors
+from kvstore.state.alarms import read_alarms
 from kvstore.state.cluster import ClusterTable
 
 log = structlog.get_logger(__name__)
@@ -88,8 +89,10 @@ class Pinned:
         self.view = store.view()
         self.budget = self.view.big_write_budget()  # it takes seconds, and is in nobody's hurry
         self.state = store.state
+        self.auth = store.auth
         self.members = cluster.members()
         self.removed = cluster.removed()
+        self.alarms = read_alarms(store)
 
     def close(self) -> None:
         self.view.close()
@@ -115,6 +118,18 @@ class Pinned:
             schema.member_row(one.id): schema.member(one.id, one.name, one.peer_urls, one.client_urls, one.is_learner)
             for one in self.members
         }
+
+    def auth_rows(self) -> dict[bytes, bytes]:
+        return {
+            schema.AUTH_ENABLED: b"\1" if self.auth.enabled else b"\0",
+            schema.AUTH_REVISION: schema.pack_u64(self.auth.revision),
+        }
+
+    def user_rows(self) -> dict[bytes, bytes]:
+        return {name.encode(): user.SerializeToString(deterministic=True) for name, user in self.auth.users.items()}
+
+    def role_rows(self) -> dict[bytes, bytes]:
+        return {name.encode(): role.SerializeToString(deterministic=True) for name, role in self.auth.roles.items()}
 
     async def lease_rows(self) -> AsyncGenerator[list[tuple[bytes, bytes]], None]:
         # Ids are signed, and etcd sorts their bytes: so do the rows of the store, whose ids are packed alike.
@@ -202,8 +217,11 @@ class SnapshotFiles:
             (schema.META, pinned.meta()),
             (schema.MEMBERS, pinned.members_rows()),
             (schema.MEMBERS_REMOVED, {schema.member_row(id_): schema.REMOVED for id_ in pinned.removed}),
-            (schema.AUTH, {schema.AUTH_ENABLED: b"\0", schema.AUTH_REVISION: schema.pack_u64(1)}),
-            *((bucket, {}) for bucket in (schema.ALARM, schema.AUTH_ROLES, schema.AUTH_USERS, schema.CLUSTER)),
+            (schema.AUTH, pinned.auth_rows()),
+            (schema.AUTH_USERS, pinned.user_rows()),
+            (schema.AUTH_ROLES, pinned.role_rows()),
+            (schema.ALARM, {alarm.SerializeToString(): b"" for alarm in pinned.alarms}),
+            (schema.CLUSTER, {}),
         ):
             writer.begin(bucket)
             for key, value in sorted(found.items()):

@@ -43,6 +43,11 @@ def read_alarms(rows: Rows) -> list[AlarmMember]:
     return [AlarmMember(memberID=member, alarm=kind) for kind, member in found]
 
 
+def alarm_row(alarm: AlarmMember) -> bytes:
+    """Its value is empty."""
+    return _ROWS + _ROW.pack(alarm.alarm, alarm.memberID)
+
+
 def raised(rows: Rows) -> Raised:
     return frozenset([alarm.alarm for alarm in read_alarms(rows)])
 
@@ -60,7 +65,7 @@ def check_alarm(request: AlarmRequest) -> None:
 def apply_alarm(group: WriteGroup, request: AlarmRequest) -> AppliedResult:
     """The body is an AlarmResponse without a header, with the alarm that was meant, if there is one."""
     check_alarm(request)
-    row = _ROWS + _ROW.pack(request.alarm, request.memberID)
+    row = alarm_row(AlarmMember(memberID=request.memberID, alarm=request.alarm))
     if request.action == AlarmRequest.GET:
         answer = of_type(read_alarms(group), request.alarm)
     else:

@@ -27,14 +27,15 @@ Dump = dict[bytes, tuple[bytes, int, int, int, int]]
 class Etcd:
     """One real etcd, of 3.5.1. A context manager."""
 
-    def __init__(self, folder: Path, program: Path = ETCD) -> None:
+    def __init__(self, folder: Path, program: Path = ETCD, user: str = "") -> None:
+        self._as = [f"--user={user}"] if user else []
         client, peer = free_ports(2)
         self.client_url = f"http://127.0.0.1:{client}"
         self._log = folder.with_suffix(".log")
         self._command = [
             *(str(program), f"--data-dir={folder}", f"--listen-client-urls={self.client_url}"),
             *(f"--advertise-client-urls={self.client_url}", f"--listen-peer-urls=http://127.0.0.1:{peer}"),
-            *("--log-level=error", "--snapshot-count=1000000"),
+            *("--log-level=error", "--snapshot-count=1000000", "--bcrypt-cost=4"),
         ]
 
     def __enter__(self) -> "Etcd":
@@ -42,7 +43,7 @@ class Etcd:
             self._process = subprocess.Popen(self._command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
         deadline = time.monotonic() + 60
         try:
-            while etcdctl(self.client_url, "endpoint", "health", check=False).returncode:
+            while etcdctl(self.client_url, *self._as, "endpoint", "health", check=False).returncode:
                 assert self._process.poll() is None, f"etcd ended:\n{self._log.read_text()}"
                 assert time.monotonic() < deadline, f"no healthy etcd:\n{self._log.read_text()}"
                 time.sleep(0.1)

@@ -18,10 +18,13 @@ from kvstore.mvcc.leases import keys_of
 from kvstore.mvcc.range import range_
 from kvstore.mvcc.store import MvccStore, StoreOptions
 from kvstore.pb import rpc_pb2 as pb
+from kvstore.pb.auth_pb2 import Role, User
 from kvstore.pb.history_pb2 import ReadHistoryRequest
 from kvstore.pb.kv_pb2 import KeyValue
 from kvstore.pb.lease_pb2 import Lease
+from kvstore.pb.rpc_pb2 import AlarmMember
 from kvstore.snapshot.load import INDEX, TERM, Loaded, load
+from kvstore.state.alarms import read_alarms
 from kvstore.state.cluster import ClusterTable
 from tests.kvstore.bbolt.files import Buckets, decode, encode
 from tests.kvstore.snapshot.files import MEMBERS, save
@@ -214,7 +217,16 @@ BAD: dict[str, tuple[Callable[[], Buckets], str]] = {
     "a lease without a TTL": (changed(b"lease", b"\0" * 7 + b"\1", b"\x08\1"), "a TTL of 0"),
     "a TTL for ever": (changed(b"lease", b"\0" * 7 + b"\1", Lease(ID=1, TTL=1 << 62).SerializeToString()), "a TTL of"),
     "a compaction that is no revision": (changed(b"meta", b"scheduledCompactRev", b"x"), "is no revision"),
-    "authentication": (changed(b"auth", b"authEnabled", b"\1"), "authentication is on"),
+    "authentication without a root": (changed(b"auth", b"authEnabled", b"\1"), "nobody is root"),
+    "authentication that is neither on nor off": (changed(b"auth", b"authEnabled", b"\2"), "authentication is b"),
+    "an auth revision that is none": (changed(b"auth", b"authRevision", b"x"), "authRevision is"),
+    "an auth revision of 0": (changed(b"auth", b"authRevision", bytes(8)), "at revision 0"),
+    "another user inside": (changed(b"authUsers", b"a", User(name=b"b").SerializeToString()), "says that it is b'b'"),
+    "another role inside": (changed(b"authRoles", b"a", Role(name=b"b").SerializeToString()), "says that it is b'b'"),
+    "an alarm of no type": (changed(b"alarm", AlarmMember(memberID=1).SerializeToString(), b""), "an alarm of type 0"),
+    "an alarm of another type": (changed(b"alarm", b"\x10\x09", b""), "an alarm of type 9"),
+    "a user that is none": (changed(b"authUsers", b"a", b"\xff"), "is no User"),
+    "a name that is none": (changed(b"authUsers", b"\xff", b""), "is no name"),
 }
 
 
@@ -249,7 +261,11 @@ ROWS = st.dictionaries(
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(buckets=st.dictionaries(st.sampled_from([b"key", b"lease", b"meta", b"auth", b"other"]), ROWS))
+@given(
+    buckets=st.dictionaries(
+        st.sampled_from([b"key", b"lease", b"meta", b"auth", b"authUsers", b"authRoles", b"alarm", b"other"]), ROWS
+    )
+)
 async def test_fuzz_of_rows(tmp_path_factory: pytest.TempPathFactory, buckets: Buckets) -> None:
     """Refused, or loaded to a store that can be read and saved."""
     folder = tmp_path_factory.mktemp("rows")
@@ -276,3 +292,49 @@ def test_the_state_follows_from_the_file_alone(tmp_path: Path) -> None:
         found.append(store.scan(b"\0", b"\xff").rest())
         store.close()
     assert found[0] == found[1]
+
+
+async def test_a_deletion_at_the_compaction_is_an_event_and_nothing_else(tmp_path: Path) -> None:
+    """A watch from there on sees it (etcd #19179); that the key is gone needs no row any more."""
+    keys = {key_row(4, 0, b"t"): GONE, key_row(5): put(b"b", 5, 5, 1)}
+    meta = {b"scheduledCompactRev": key_row(4), b"finishedCompactRev": key_row(4)}
+    store = load_buckets(tmp_path, {b"key": keys, b"meta": meta})
+    assert store.scan(*rows.version_rows(b"", None)).keys(9) == [rows.version_key(b"b", 5, 0)]
+    assert [(one.revision, one.events[0].is_delete) for one in await read_events(store, 4, 9)] == [
+        (4, True),
+        (5, False),
+    ]
+    store.close()
+
+
+async def test_alarms_stay_raised(tmp_path: Path) -> None:
+    """As in etcd: they name members of the old cluster, and `alarm disarm` ends them."""
+    alarms = [AlarmMember(memberID=7, alarm=1), AlarmMember(memberID=(1 << 64) - 1, alarm=2)]
+    raised = {alarm.SerializeToString(): b"" for alarm in alarms}
+    store = load_buckets(tmp_path, {**FILE, b"alarm": raised})
+    assert read_alarms(store) == alarms
+    await save(store, tmp_path / "file")
+    assert decode(tmp_path / "file", (tmp_path / "file").stat().st_size - 32)[b"alarm"] == raised
+    store.close()
+
+
+@pytest.mark.parametrize("compact", [0, 60, 101], ids=["never compacted", "once", "at the newest"])
+async def test_the_quota_counts_what_was_restored(tmp_path: Path, compact: int) -> None:
+    """About as much as it counted where the file comes from."""
+    state = State(tmp_path / "s")
+    for number in range(100):
+        await state.put(b"k%d" % (number % 70), b"v" * 10_000)
+    if compact:
+        await state.apply(pb.CompactionRequest(revision=compact))
+    before = state.store.live.total
+    await save(state.store, tmp_path / "file")
+    state.close()
+    for bump, expected in ((0, before), (10, 700_000)):
+        folder = tmp_path / f"{bump}"
+        store = MvccStore.open(folder)
+        load_file(tmp_path / "file", store, bump)
+        store.engine._db.flush()
+        store.close()
+        again = MvccStore.open(folder)
+        assert again.live.total == pytest.approx(expected, rel=0.1)
+        again.close()
