@@ -76,6 +76,9 @@ PERMISSION_NOT_GIVEN: Final = _error(Code.INVALID_ARGUMENT, "permission not give
 INVALID_AUTH_MANAGEMENT: Final = _error(Code.INVALID_ARGUMENT, "invalid auth management")
 AUTH_OLD_REVISION: Final = _error(Code.INVALID_ARGUMENT, "revision of auth store is old")
 
+WRONG_DOWNGRADE_FORMAT: Final = _error(Code.INVALID_ARGUMENT, "wrong downgrade target version format")
+INVALID_DOWNGRADE_TARGET: Final = _error(Code.INVALID_ARGUMENT, "invalid downgrade target version")
+
 COMPACTED: Final = _error(Code.OUT_OF_RANGE, "mvcc: required revision has been compacted")
 FUTURE_REVISION: Final = _error(Code.OUT_OF_RANGE, "mvcc: required revision is a future revision")
 LEASE_TTL_TOO_LARGE: Final = _error(Code.OUT_OF_RANGE, "too large lease TTL")
@@ -109,6 +112,11 @@ ROLE_NOT_GRANTED: Final = _error(Code.FAILED_PRECONDITION, "role is not granted 
 PERMISSION_NOT_GRANTED: Final = _error(Code.FAILED_PRECONDITION, "permission is not granted to the role")
 AUTH_NOT_ENABLED: Final = _error(Code.FAILED_PRECONDITION, "authentication is not enabled")
 
+NOT_CAPABLE: Final = _error(Code.FAILED_PRECONDITION, "not capable")
+CLUSTER_VERSION_UNAVAILABLE: Final = _error(Code.FAILED_PRECONDITION, "cluster version not found during downgrade")
+DOWNGRADE_IN_PROCESS: Final = _error(Code.FAILED_PRECONDITION, "cluster has a downgrade job in progress")
+NO_INFLIGHT_DOWNGRADE: Final = _error(Code.FAILED_PRECONDITION, "no inflight downgrade job")
+
 PERMISSION_DENIED: Final = _error(Code.PERMISSION_DENIED, "permission denied")
 INVALID_AUTH_TOKEN: Final = _error(Code.UNAUTHENTICATED, "invalid auth token")
 CORRUPT: Final = _error(Code.DATA_LOSS, "corrupt cluster")
@@ -121,6 +129,8 @@ TIMEOUT_LEADER_FAIL: Final = _error(Code.UNAVAILABLE, "request timed out, possib
 TIMEOUT_CONNECTION_LOST: Final = _error(Code.UNAVAILABLE, "request timed out, possibly due to connection lost")
 TIMEOUT_APPLY: Final = _error(Code.UNAVAILABLE, "request timed out, waiting for the applied index took too long")
 UNHEALTHY: Final = _error(Code.UNAVAILABLE, "unhealthy cluster")
+
+UNKNOWN_METHOD: Final = _error(Code.UNKNOWN, "unknown method")
 
 WATCH_CANCELED: Final = _error(Code.CANCELLED, "watch canceled")
 REQUEST_CANCELED: Final = _error(Code.CANCELLED, "request canceled")

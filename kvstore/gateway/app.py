@@ -22,14 +22,11 @@ from kvstore.gateway.metrics import CONTENT_TYPE, Metrics
 from kvstore.mvcc.range import range_
 from kvstore.pb.rpc_pb2 import RangeRequest
 from kvstore.rpc.counts import Counts
-from kvstore.version import CLUSTER_VERSION, ETCD_VERSION, STORAGE_VERSION
+from kvstore.version import ETCD_VERSION
 
 if TYPE_CHECKING:
     from kvstore.server.server import KvServer
 
-VERSIONS: Final = json.dumps(
-    {"etcdserver": ETCD_VERSION, "etcdcluster": CLUSTER_VERSION, "storage": STORAGE_VERSION}, separators=(",", ":")
-)
 NOT_FOUND: Final = "404 page not found"
 EVERY_KEY: Final = RangeRequest(key=b"\0", range_end=b"\0", count_only=True)
 
@@ -43,7 +40,9 @@ class Pages:
         self._one_count = asyncio.Lock()
 
     async def version(self, request: Request) -> Response:
-        return Response(VERSIONS, media_type="application/json")
+        cluster = self._server.versions.cluster
+        body = {"etcdserver": ETCD_VERSION, "etcdcluster": cluster, "storage": cluster}
+        return Response(json.dumps(body, separators=(",", ":")), media_type="application/json")
 
     async def expose(self, request: Request) -> Response:
         async with self._one_count:  # the next one finds what this one counted

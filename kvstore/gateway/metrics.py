@@ -21,7 +21,7 @@ from kvstore.gateway.families import buckets, counter, gauge, histogram, label, 
 from kvstore.gateway.rpc_metrics import rpc_metrics
 from kvstore.measure import COMMITS, FSYNCS
 from kvstore.rpc.counts import Counts
-from kvstore.version import CLUSTER_VERSION, ETCD_VERSION
+from kvstore.version import ETCD_VERSION
 
 if TYPE_CHECKING:
     from kvstore.gateway.health import Health
@@ -180,7 +180,7 @@ class _State(Collector):
             "etcd_cluster_version",
             "Which version is running. 1 for 'cluster_version' label with current cluster version",
             "cluster_version",
-            CLUSTER_VERSION.rpartition(".")[0],
+            self._server.versions.cluster.rpartition(".")[0],
         )
 
     def _network(self) -> Iterable[Metric]:

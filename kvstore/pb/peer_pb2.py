@@ -26,7 +26,7 @@ from kvstore.pb import rpc_pb2 as etcdserverpb_dot_rpc__pb2
 from kvstore.pb import command_pb2 as kvstore_dot_v1_dot_command__pb2
 
 
-DESCRIPTOR = _POOL.AddSerializedFile(b'\n\x15kvstore/v1/peer.proto\x12\nkvstore.v1\x1a\x16\x65tcdserverpb/rpc.proto\x1a\x18kvstore/v1/command.proto\"s\n\x15\x43hangeMembersResponse\x12\r\n\x05index\x18\x01 \x01(\x04\x12$\n\x06member\x18\x02 \x01(\x0b\x32\x14.etcdserverpb.Member\x12%\n\x07members\x18\x03 \x03(\x0b\x32\x14.etcdserverpb.Member\"%\n\x16KeepAliveLeasesRequest\x12\x0b\n\x03ids\x18\x01 \x03(\x03\"\'\n\x17KeepAliveLeasesResponse\x12\x0c\n\x04ttls\x18\x01 \x03(\x03\"6\n\x0eMembersRequest\x12$\n\x04view\x18\x01 \x01(\x0b\x32\x16.kvstore.v1.MemberView\"\x8d\x01\n\nMemberView\x12\x12\n\ncluster_id\x18\x01 \x01(\x06\x12\r\n\x05index\x18\x02 \x01(\x04\x12&\n\x07members\x18\x03 \x03(\x0b\x32\x15.kvstore.v1.MemberRow\x12#\n\x05\x66irst\x18\x04 \x03(\x0b\x32\x14.etcdserverpb.Member\x12\x0f\n\x07removed\x18\x05 \x03(\x06\"C\n\tMemberRow\x12$\n\x06member\x18\x01 \x01(\x0b\x32\x14.etcdserverpb.Member\x12\x10\n\x08instance\x18\x02 \x01(\x06\x32\x91\x03\n\x06Leader\x12L\n\rChangeMembers\x12\x18.kvstore.v1.MemberChange\x1a!.kvstore.v1.ChangeMembersResponse\x12Z\n\x0fKeepAliveLeases\x12\".kvstore.v1.KeepAliveLeasesRequest\x1a#.kvstore.v1.KeepAliveLeasesResponse\x12Y\n\nTimeToLive\x12$.etcdserverpb.LeaseTimeToLiveRequest\x1a%.etcdserverpb.LeaseTimeToLiveResponse\x12=\n\x07Members\x12\x1a.kvstore.v1.MembersRequest\x1a\x16.kvstore.v1.MemberView\x12\x43\n\x06HashKV\x12\x1b.etcdserverpb.HashKVRequest\x1a\x1c.etcdserverpb.HashKVResponseb\x06proto3')
+DESCRIPTOR = _POOL.AddSerializedFile(b'\n\x15kvstore/v1/peer.proto\x12\nkvstore.v1\x1a\x16\x65tcdserverpb/rpc.proto\x1a\x18kvstore/v1/command.proto\"s\n\x15\x43hangeMembersResponse\x12\r\n\x05index\x18\x01 \x01(\x04\x12$\n\x06member\x18\x02 \x01(\x0b\x32\x14.etcdserverpb.Member\x12%\n\x07members\x18\x03 \x03(\x0b\x32\x14.etcdserverpb.Member\"%\n\x16KeepAliveLeasesRequest\x12\x0b\n\x03ids\x18\x01 \x03(\x03\"\'\n\x17KeepAliveLeasesResponse\x12\x0c\n\x04ttls\x18\x01 \x03(\x03\"6\n\x0eMembersRequest\x12$\n\x04view\x18\x01 \x01(\x0b\x32\x16.kvstore.v1.MemberView\"\x9e\x01\n\nMemberView\x12\x12\n\ncluster_id\x18\x01 \x01(\x06\x12\r\n\x05index\x18\x02 \x01(\x04\x12&\n\x07members\x18\x03 \x03(\x0b\x32\x15.kvstore.v1.MemberRow\x12#\n\x05\x66irst\x18\x04 \x03(\x0b\x32\x14.etcdserverpb.Member\x12\x0f\n\x07removed\x18\x05 \x03(\x06\x12\x0f\n\x07version\x18\x06 \x01(\t\"C\n\tMemberRow\x12$\n\x06member\x18\x01 \x01(\x0b\x32\x14.etcdserverpb.Member\x12\x10\n\x08instance\x18\x02 \x01(\x06\x32\x91\x03\n\x06Leader\x12L\n\rChangeMembers\x12\x18.kvstore.v1.MemberChange\x1a!.kvstore.v1.ChangeMembersResponse\x12Z\n\x0fKeepAliveLeases\x12\".kvstore.v1.KeepAliveLeasesRequest\x1a#.kvstore.v1.KeepAliveLeasesResponse\x12Y\n\nTimeToLive\x12$.etcdserverpb.LeaseTimeToLiveRequest\x1a%.etcdserverpb.LeaseTimeToLiveResponse\x12=\n\x07Members\x12\x1a.kvstore.v1.MembersRequest\x1a\x16.kvstore.v1.MemberView\x12\x43\n\x06HashKV\x12\x1b.etcdserverpb.HashKVRequest\x1a\x1c.etcdserverpb.HashKVResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,9 +42,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MEMBERSREQUEST']._serialized_start=284
   _globals['_MEMBERSREQUEST']._serialized_end=338
   _globals['_MEMBERVIEW']._serialized_start=341
-  _globals['_MEMBERVIEW']._serialized_end=482
-  _globals['_MEMBERROW']._serialized_start=484
-  _globals['_MEMBERROW']._serialized_end=551
-  _globals['_LEADER']._serialized_start=554
-  _globals['_LEADER']._serialized_end=955
+  _globals['_MEMBERVIEW']._serialized_end=499
+  _globals['_MEMBERROW']._serialized_start=501
+  _globals['_MEMBERROW']._serialized_end=568
+  _globals['_LEADER']._serialized_start=571
+  _globals['_LEADER']._serialized_end=972
 # @@protoc_insertion_point(module_scope)

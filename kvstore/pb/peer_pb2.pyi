@@ -127,9 +127,12 @@ class MemberView(_message.Message):
     MEMBERS_FIELD_NUMBER: _builtins.int
     FIRST_FIELD_NUMBER: _builtins.int
     REMOVED_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
     cluster_id: _builtins.int
     index: _builtins.int
     """applied"""
+    version: _builtins.str
+    """of etcd, whose features the answering member has"""
     @_builtins.property
     def members(self) -> _containers.RepeatedCompositeFieldContainer[Global___MemberRow]: ...
     @_builtins.property
@@ -148,10 +151,11 @@ class MemberView(_message.Message):
         members: _abc.Iterable[Global___MemberRow] | None = ...,
         first: _abc.Iterable[_rpc_pb2.Member] | None = ...,
         removed: _abc.Iterable[_builtins.int] | None = ...,
+        version: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "first", b"first", "index", b"index", "members", b"members", "removed", b"removed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "first", b"first", "index", b"index", "members", b"members", "removed", b"removed", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

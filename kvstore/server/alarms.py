@@ -44,12 +44,13 @@ class Alarms:
         if request.action == AlarmRequest.GET:
             await self._server.linearizable()
             return AlarmResponse(alarms=of_type(self.active, request.alarm))
+        await self._server.versions.wait_decided()
         result = await self._server.propose_one(Op.ALARM, request.SerializeToString())
         return AlarmResponse.FromString(result.body)
 
     def raise_alarm(self, kind: AlarmType.ValueType, member: int, done: Callable[[], None] = lambda: None) -> None:
         """Raise it unless it is there; `done` when it is, or could not be: who finds the trouble again tries again."""
-        if AlarmMember(memberID=member, alarm=kind) in self.active:
+        if AlarmMember(memberID=member, alarm=kind) in self.active or self._server.versions.state.cluster is None:
             done()
             return
         waiting = self._raising.get((member, kind))

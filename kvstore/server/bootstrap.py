@@ -42,6 +42,8 @@ from kvstore.server.peers import Told
 from kvstore.server.snapshots import configuration_of
 from kvstore.server.state_folders import CURRENT_FILE, OLD_STATE, FolderError, StateFolders, sync_directory
 from kvstore.state.cluster import ClusterTable, Member, cluster_id, member_id
+from kvstore.state.versions import long, parse_minor, read_versions
+from kvstore.version import ETCD_VERSION
 from raft.errors import RaftError
 from raft.snapshot import repair_log
 from raft.storage.base import Loaded
@@ -281,6 +283,16 @@ def write_identity(path: Path, identity: Identity) -> None:
     sync_directory(path)
 
 
+def _check_version(store: MvccStore) -> None:
+    """An older member than the cluster may meet what it does not know; a downgrade lowers the cluster's first."""
+    cluster = read_versions(store.get).cluster
+    if cluster is not None and cluster > (parse_minor(ETCD_VERSION) or cluster):
+        raise BootstrapError(
+            f"the cluster is at version {long(cluster)} and this member at {ETCD_VERSION}: start a newer one, or "
+            f"lower the cluster's first (kvctl downgrade enable)"
+        )
+
+
 async def _open(
     path: Path,
     identity: Identity,
@@ -306,6 +318,7 @@ async def _open(
             write_identity(path, identity)
         loaded = _meet_snapshot(folders, storage, loaded, store)
         _check_whole(folders, storage, loaded, store, cluster)
+        _check_version(store)
         folders.remove_orphans()
     except BaseException:
         with suppress(RaftError, OSError):

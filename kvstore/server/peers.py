@@ -27,6 +27,7 @@ from kvstore.pb.command_pb2 import MemberChange
 from kvstore.pb.peer_pb2 import MemberRow, MembersRequest, MemberView
 from kvstore.server.traffic import PeerTraffic
 from kvstore.state.cluster import Member
+from kvstore.version import ETCD_VERSION
 from raft.errors import PeerRefused
 from raft.transport.grpc import PeerIdentity
 from raft.types import Configuration, Index, NodeId
@@ -270,4 +271,5 @@ def view_of(server: "KvServer") -> MemberView:
         members=[MemberRow(member=one.message(), instance=one.instance) for one in server.peers.rows()],
         first=[one.message() for one in cluster.first()],
         removed=cluster.removed(),
+        version=ETCD_VERSION,
     )

@@ -53,6 +53,7 @@ from kvstore.server.proposal import Answer, Proposal
 from kvstore.server.quota import Quota
 from kvstore.server.reads import ReadBarrier
 from kvstore.server.snapshots import Snapshots
+from kvstore.server.versions import ClusterVersions
 from kvstore.snapshot.save import SnapshotFiles
 from kvstore.state.applier import AppliedResult, Applier, Result
 from kvstore.state.cluster import OTHER_INSTANCE
@@ -127,6 +128,7 @@ class KvServer:
         self.membership = Membership(self)
         self.leases = Leases(self)
         self.alarms = Alarms(self)
+        self.versions = ClusterVersions(self)
         self.quota = Quota(self)
         self.defragmenter = Defragmenter(self)
         self.corruption = Corruption(self)
@@ -312,6 +314,7 @@ class KvServer:
         self._spawn(self.leases.run_time())
         self._spawn(self._barrier.run())
         self._spawn(self.peers.run())
+        self._spawn(self.versions.run())
         self._spawn(self._housekeeper.run(self.node))
         self._spawn(self._housekeeper.run_compaction())
         compacts = auto_compaction.policy(self.config, self.now())
@@ -426,6 +429,7 @@ class KvServer:
     def members(self) -> None:
         self.peers.refresh()
         self.alarms.refresh()
+        self.versions.refresh()
 
     def events(self, batch: list[RevisionEvents]) -> None:
         fail("watchBeforeNotify")

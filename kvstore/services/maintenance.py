@@ -10,6 +10,8 @@ from kvstore.pb.rpc_pb2 import (
     AlarmResponse,
     DefragmentRequest,
     DefragmentResponse,
+    DowngradeRequest,
+    DowngradeResponse,
     HashKVRequest,
     HashKVResponse,
     HashRequest,
@@ -54,7 +56,8 @@ class MaintenanceService(MaintenanceServicer):
             errors=[*leaderless, *map(text_of, server.alarms.active)],
             dbSizeInUse=in_use,
             isLearner=server.is_learner,
-            storageVersion=STORAGE_VERSION,
+            storageVersion=server.versions.cluster,
+            downgradeInfo=server.versions.downgrade_info,
             dbSizeQuota=server.quota.flag,
         )
 
@@ -80,6 +83,11 @@ class MaintenanceService(MaintenanceServicer):
         """As etcd's, the answer has no header."""
         await self._server.defragmenter.run()
         return DefragmentResponse()
+
+    async def Downgrade(self, request: DowngradeRequest, context: Any) -> DowngradeResponse:
+        response = await self._server.versions.downgrade(request)
+        response.header.CopyFrom(self._header())
+        return response
 
     async def MoveLeader(self, request: MoveLeaderRequest, context: Any) -> MoveLeaderResponse:
         await self._server.move_leader(request.targetID)

@@ -25,7 +25,7 @@ from kvstore.mvcc.store import MvccStore
 from kvstore.mvcc.transaction import WriteGroup
 from kvstore.pb.command_pb2 import Request
 from kvstore.pb.rpc_pb2 import PutRequest
-from kvstore.state import alarms, auth, cluster
+from kvstore.state import alarms, auth, cluster, versions
 from kvstore.state.checks import check_delete_range, check_put, check_txn
 from kvstore.state.command import UnknownRequest, parse_batch
 from kvstore.state.leases import apply_checkpoint, apply_grant, leases_to_revoke
@@ -272,6 +272,8 @@ _SHORT_OPS: Final[dict[str, Callable[[WriteGroup, Request, int], Result]]] = {
     "lease_grant": lambda group, request, _: apply_grant(group, request),
     "lease_checkpoint": lambda group, request, term: apply_checkpoint(group, request.lease_checkpoint, term),
     "alarm": lambda group, request, _: alarms.apply_alarm(group, request.alarm),
+    "downgrade": lambda group, request, _: versions.apply_downgrade(group, request.downgrade),
+    "cluster_version": lambda group, request, _: versions.apply_cluster_version(group, request.cluster_version),
     "member_publish": lambda group, request, _: cluster.apply_publish(group, request.member_publish),
     "member_update": lambda group, request, _: cluster.apply_update(group, request.member_update),
     **{op: lambda group, request, _: auth.apply_auth(group, request) for op in auth.AUTH_OPS},

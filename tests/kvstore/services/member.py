@@ -21,6 +21,7 @@ from kvstore.server.leader_calls import LeaderCalls, Method
 from kvstore.server.lease import Leases
 from kvstore.server.proposal import Proposal
 from kvstore.server.quota import Quota
+from kvstore.server.versions import ClusterVersions
 from kvstore.services import register
 from kvstore.state.applier import AppliedResult, Applier, Result
 from kvstore.state.cluster import Member
@@ -68,6 +69,10 @@ class FakeServer:
         self.leader_methods: dict[str, Method] = {}
         self.leader_calls: LeaderCalls = LocalCalls(self)
         self.leases = Leases(self)
+        rows = self.store.engine.batch()
+        rows.put(b"cversion", b"3.6.0")
+        self.store.write(rows)
+        self.versions = ClusterVersions(self)  # type: ignore[arg-type]
         self.alarms = Alarms(self)  # type: ignore[arg-type]
         self.quota = Quota(self)  # type: ignore[arg-type]
         self.defragmenter = Defragmenter(self)  # type: ignore[arg-type]
@@ -180,6 +185,7 @@ class FakeServer:
 
     def members(self) -> None:
         self.alarms.refresh()
+        self.versions.refresh()
 
     def events(self, batch: list[RevisionEvents]) -> None:
         self.hub.notify(batch)

@@ -11,7 +11,7 @@ from kvstore.mvcc import leases, schema
 from kvstore.mvcc.events import RevisionEvents
 from kvstore.mvcc.store import MvccStore, StoreOptions
 from kvstore.pb import rpc_pb2 as pb
-from kvstore.pb.command_pb2 import LeaseCheckpoints, LeaseRevoke
+from kvstore.pb.command_pb2 import ClusterVersion, LeaseCheckpoints, LeaseRevoke
 from kvstore.state.applier import AppliedResult, Applier, LogEntry, Result
 from kvstore.state.command import Op, encode_batch, encode_request
 
@@ -26,6 +26,8 @@ OPS: dict[type[Message], Op] = {
     LeaseRevoke: Op.LEASE_REVOKE,
     LeaseCheckpoints: Op.LEASE_CHECKPOINT,
     pb.AlarmRequest: Op.ALARM,
+    pb.DowngradeRequest: Op.DOWNGRADE,
+    ClusterVersion: Op.CLUSTER_VERSION,
 }
 RESPONSES: dict[type[Message], type[Message]] = {
     pb.PutRequest: pb.PutResponse,
@@ -35,6 +37,7 @@ RESPONSES: dict[type[Message], type[Message]] = {
     pb.LeaseGrantRequest: pb.LeaseGrantResponse,
     pb.LeaseRevokeRequest: pb.LeaseRevokeResponse,
     pb.AlarmRequest: pb.AlarmResponse,
+    pb.DowngradeRequest: pb.DowngradeResponse,
 }
 
 
