@@ -115,10 +115,7 @@ class KvServer:
         self.identity = member.identity
         self.store = member.store
         self.cluster = member.cluster
-        limits = WatchLimits(
-            response_bytes_max=config.max_request_bytes, progress_seconds=config.watch_progress_notify_interval
-        )
-        self.hub = WatchHub(member.store, limits, self.header)
+        self.hub = WatchHub(member.store, _watch_limits(config), self.header)
         self.wall_clock = wall_clock  # nanoseconds since 1970
         self.transport = transport
         self.leader_methods: dict[str, Method] = {}
@@ -485,6 +482,12 @@ class KvServer:
         if self._leader_id != NO_NODE and self._leader_id not in connected:
             return TIMEOUT_CONNECTION_LOST
         return TIMEOUT
+
+
+def _watch_limits(config: ServerConfig) -> WatchLimits:
+    return WatchLimits(
+        response_bytes_max=config.max_request_bytes, progress_seconds=config.watch_progress_notify_interval
+    )
 
 
 def read_configuration(data: bytes) -> tuple[bool, bytes]:
