@@ -84,7 +84,7 @@ _DECODER: Final = json.JSONDecoder(parse_constant=_no_number)
 
 
 def _check(kind: Any, value: dict[str, Any]) -> None:
-    """That bytes are base64 through and through, and enums known: the library would pass over what is not.
+    """What the library would pass over: bytes that are not base64, enums that are not known, texts for objects.
 
     kind: a message's descriptor.
     """
@@ -105,8 +105,9 @@ def _check(kind: Any, value: dict[str, Any]) -> None:
                     raise MappingError(f"json: unknown value {str(one)[:40]!r} for enum {found.enum_type.full_name}")
         elif found.message_type is not None:
             for inner in contents:
-                if isinstance(inner, dict):
-                    _check(found.message_type, inner)
+                if not isinstance(inner, dict):
+                    raise MappingError(f"json: {name} must be an object")
+                _check(found.message_type, inner)
 
 
 def _check_base64(text: str) -> None:

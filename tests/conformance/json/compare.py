@@ -79,8 +79,9 @@ def _told(value: Any) -> Any:
         leases = [lease["ID"] for lease in value["leases"] if int(lease["ID"]) <= CHOSEN_MAX]
         found = {**found, "leases": leases}
         return found if leases else {name: content for name, content in found.items() if name != "leases"}
-    if int(found.get("ID", 0)) > CHOSEN_MAX:
-        found["ID"] = "made up"
+    for name in ("ID", "lease"):
+        if int(found.get(name, 0)) > CHOSEN_MAX:
+            found[name] = "made up"
     if "grantedTTL" in found:
         found["TTL"] = "here"  # a second may pass between the two
     if "error" in found and isinstance(found["error"], str):

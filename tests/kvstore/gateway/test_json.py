@@ -176,6 +176,14 @@ def test_what_is_refused(document: bytes) -> None:
         parse(pb.RangeRequest, document)
 
 
+@pytest.mark.parametrize(
+    "document", [b'{"compare":"x"}', b'{"compare":["x"]}', b'{"success":[[]]}', b'{"success":[5]}']
+)
+def test_a_message_is_an_object(document: bytes) -> None:
+    with pytest.raises(MappingError):
+        parse(pb.TxnRequest, document)
+
+
 def test_a_txn_may_not_be_too_deep() -> None:
     deep = b'{"success":[{"request_txn":' * 200 + b"{}" + b"}]}" * 200
     with pytest.raises(MappingError):
