@@ -14,6 +14,7 @@ PASSWORDS = ["p", "p2", "", "p" * 72]
 USERS = ["alice", "bob", "carol"]
 ROLES = ["r1", "r2", "r3"]
 WHO = ["", "?", "root", "root", "alice", "alice", "alice", "bob", "bob", "carol", "nobody"]
+SIGNED_IN = ["root", "alice", "alice", "bob", "bob", "carol"] * 4 + ["", "?"]
 WHO_ADMINISTERS = ["root"] * 8 + ["alice", "bob", "", "?"]
 RANGES = [
     *[(b"a", b""), (b"a", b"c"), (b"a", b"b"), (b"aa", b"ab"), (b"b", b"c"), (b"b", b"\0"), (b"a", b"\0")],

@@ -16,7 +16,7 @@ from tests.conformance.differential.admin_requests import (
     LeaseRequests,
     MaintenanceRequests,
 )
-from tests.conformance.differential.auth_requests import WHO, WHO_ADMINISTERS, AuthRequests
+from tests.conformance.differential.auth_requests import SIGNED_IN, WHO, WHO_ADMINISTERS, AuthRequests
 from tests.conformance.differential.cases import EXPIRE, SYNC, WATCH, Case, Draw, Step, sync
 from tests.conformance.differential.kv_requests import KvRequests
 from tests.conformance.differential.lock_requests import LockRequests
@@ -114,7 +114,8 @@ class Generator:
 
     def _by_somebody(self, step: Step) -> Step:
         administers = step.call.startswith(ADMINISTERED) and step.call != "Authenticate"
-        return replace(step, user=self._draw.pick(WHO_ADMINISTERS if administers else WHO), metadata=())
+        who = WHO_ADMINISTERS if administers else SIGNED_IN if step.call.startswith("Lease") else WHO
+        return replace(step, user=self._draw.pick(who), metadata=())
 
     def _may_theme(self, theme: str) -> bool:
         needed = {"auth": "AuthEnable", "lock": "Lock"}.get(theme, "Put")

@@ -7,7 +7,7 @@ that the runner does not compare, or asks of us only, and it says so where it do
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from google.protobuf.message import Message
 
@@ -60,6 +60,26 @@ def _put_has_two_reasons(seen: Seen) -> bool:
 def _hash_at_compact_revision(seen: Seen) -> bool:
     message = seen.message
     return isinstance(message, pb.HashKVRequest) and message.revision == seen.compact_revision
+
+
+REFUSED_BY_AUTH: Final = ("permission denied", "user name is empty", "invalid auth token")
+ASKS_NOBODY: Final = {"Status", "Alarm", "LeaseTimeToLive", "LeaseLeases"}
+
+
+ASKS_NOBODY_OLD: Final = {"LeaseKeepAlive", "MemberList", "MoveLeader", "Txn"}
+
+
+def by_auth(answer: str) -> bool:
+    """Whether it is a refusal for who asked."""
+    return answer.endswith(tuple(f"etcdserver: {text}" for text in REFUSED_BY_AUTH))
+
+
+def _has_reversed(message: Any) -> bool:
+    if isinstance(message, pb.TxnRequest):
+        ops = [getattr(op, op.WhichOneof("request") or "request_put") for op in (*message.success, *message.failure)]
+        return any(map(_has_reversed, [*message.compare, *ops]))
+    end = getattr(message, "range_end", b"")
+    return end not in (b"", b"\0") and end <= message.key
 
 
 def _nests(message: Message) -> bool:
@@ -133,6 +153,91 @@ KNOWN: Final = {
         "raised; dies of ending it",
         "nothing happens, as etcd 3.5; not asked",
         judges=OLD,
+    ),
+    "auth code": Known(
+        "code of a refusal of Maintenance and MemberList",
+        "Unknown, with the text of its auth store",
+        "that of the API, as etcd 3.6",
+        fits=lambda seen: (
+            seen.etcd in {f"UNKNOWN: auth: {text}" for text in REFUSED_BY_AUTH}
+            and seen.ours.endswith(f"etcdserver: {seen.etcd.removeprefix('UNKNOWN: auth: ')}")
+        ),
+    ),
+    "auth first": Known(
+        "a call that is wrong in itself, of somebody who may not call",
+        "says what is wrong with it",
+        "that he may not",
+        fits=lambda seen: by_auth(seen.ours) and "\n" not in seen.etcd and not by_auth(seen.etcd),
+    ),
+    "auth of reads": Known(
+        "Status, Alarm, TimeToLive and Leases while auth is on",
+        "asks nobody who they are",
+        "a user, and READ on the keys of a lease, as etcd 3.7",
+        fits=lambda seen: seen.call in ASKS_NOBODY and by_auth(seen.ours),
+    ),
+    "auth of calls": Known(
+        "KeepAlive, MemberList, MoveLeader and a txn of nothing while auth is on",
+        "asks nobody who they are",
+        "a user, as etcd 3.6 and 3.7; every RPC is refused unless it says whom it lets in",
+        fits=lambda seen: (
+            seen.call in ASKS_NOBODY_OLD and by_auth(seen.ours) and (seen.call != "Txn" or not seen.message.ByteSize())
+        ),
+        ends=True,
+    ),
+    "auth of leases": Known(
+        "LeaseGrant, LeaseRevoke and Compact while auth is on",
+        "asks nobody who they are",
+        "a user, and for Compact root, as etcd 3.6",
+        fits=lambda seen: seen.call in {"LeaseGrant", "LeaseRevoke", "Compact"} and by_auth(seen.ours),
+        ends=True,
+    ),
+    "authenticate": Known(
+        "Authenticate with a token that nobody got",
+        "refused for the token",
+        "not looked at, as etcd 3.5",
+        judges=OLD,
+        fits=lambda seen: seen.call == "Authenticate" and by_auth(seen.etcd),
+    ),
+    "reversed": Known(
+        "a range whose end is before its key, of somebody with other permissions",
+        "allowed: it is empty",
+        "refused",
+        fits=lambda seen: by_auth(seen.ours) and _has_reversed(seen.message),
+        ends=True,
+    ),
+    "auth status": Known(
+        "AuthStatus without being root",
+        "refused",
+        "answered, as etcd 3.7",
+        fits=lambda seen: seen.call == "AuthStatus" and by_auth(seen.etcd),
+    ),
+    "bad permission": Known(
+        "a permission over a range that is none, or none at all",
+        "granted; or another reason is given first",
+        "refused for that, as etcd 3.6",
+        fits=lambda seen: (
+            seen.call == "RoleGrantPermission"
+            and seen.ours.endswith(("invalid auth management", "permission not given"))
+        ),
+        ends=True,
+    ),
+    "role root": Known(
+        "RoleGet of root, when somebody has added that role",
+        "without permissions",
+        "READWRITE on everything, as etcd 3.6",
+        fits=lambda seen: seen.call == "RoleGet" and 'range_end: "\\000"' in seen.ours and "perm" not in seen.etcd,
+    ),
+    "watch refusal": Known(
+        "a watch without permission",
+        "its id is the one it asked for, its reason always PermissionDenied",
+        "id -1 and the reason there is, as etcd 3.6",
+    ),
+    "auth of nested": Known(
+        "permissions within a nested txn",
+        "not looked at",
+        "looked at, as etcd 3.6",
+        fits=lambda seen: _nests(seen.message) and by_auth(seen.ours),
+        ends=True,
     ),
     "two alarms": Known(
         "alarms of two kinds at once", "the last raised counts", "CORRUPT counts, as etcd 3.6; no case does it"

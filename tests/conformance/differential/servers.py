@@ -11,7 +11,7 @@ from google.protobuf.message import Message
 from kvstore.pb import rpc_pb2 as pb
 from kvstore.pb import v3election_pb2, v3lock_pb2
 from tests.conformance.differential.runner import Pair
-from tests.conformance.differential.sides import Side
+from tests.conformance.differential.sides import LOST, Side
 from tests.conformance.etcd import BIN, EtcdCluster
 from tests.conformance.rpcs import RPCS
 from tests.e2e.cluster import Cluster
@@ -56,6 +56,7 @@ PROBES: dict[str, tuple[str, Message]] = {  # where an empty request would wait,
     "Observe": ("Leader", v3election_pb2.LeaderRequest()),
     "Alarm": ("Alarm", pb.AlarmRequest(action=pb.AlarmRequest.ACTIVATE, memberID=1, alarm=pb.NOSPACE)),
     "Watch": ("Range", pb.RangeRequest(key=b"a")),
+    **dict.fromkeys(LOST, ("MemberList", pb.MemberListRequest())),
     "LeaseKeepAlive": ("LeaseLeases", pb.LeaseLeasesRequest()),
 }
 

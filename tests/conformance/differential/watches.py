@@ -15,7 +15,7 @@ from kvstore.pb.kv_pb2 import Event
 from tests.conformance.differential.cases import Names, Step
 from tests.conformance.differential.coverage import Coverage
 from tests.conformance.differential.known import COMPACTED
-from tests.conformance.differential.sides import Answer, Metadata, Side, WatchSide, text
+from tests.conformance.differential.sides import Metadata, Side, WatchSide, text
 
 REPLY_SECONDS = 10.0  # for something that must come: far above what it takes
 
@@ -270,8 +270,18 @@ def _order(event: Any) -> tuple[int, bytes]:
     return event.kv.mod_revision, event.kv.key if b"/" in event.kv.key else b""
 
 
-def _texts(answers: Sequence[Answer]) -> str:
-    return "\n".join(map(text, answers))
+def _texts(answers: Sequence[Any]) -> str:
+    return "\n".join(text(_refused(answer)) for answer in answers)
+
+
+def _refused(answer: Any) -> Any:
+    """See "watch refusal" in known.py; which of two reasons is given is "auth first" there."""
+    reason = answer.cancel_reason if isinstance(answer, pb.WatchResponse) else ""
+    if not reason.startswith("rpc error: ") and reason != "mvcc: watcher range is empty":
+        return answer
+    refusal = pb.WatchResponse(watch_id=-1, created=answer.created, canceled=answer.canceled, cancel_reason="refused")
+    refusal.header.CopyFrom(answer.header)
+    return refusal
 
 
 def expect(etcd: str, ours: str, request: object) -> None:
