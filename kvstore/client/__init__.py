@@ -16,9 +16,11 @@ if TYPE_CHECKING:
     from kvstore.client.session import Session
     from kvstore.client.types import (
         Alarm,
+        AlarmList,
         Change,
         CompactResult,
         DeleteResult,
+        Downgrade,
         Event,
         GetResult,
         HashKv,
@@ -41,11 +43,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Alarm",
+    "AlarmList",
     "Change",
     "Client",
     "ClientError",
     "CompactResult",
     "DeleteResult",
+    "Downgrade",
     "Election",
     "Event",
     "GetResult",

@@ -22,7 +22,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextlib import aclosing
 from functools import partial
 from types import TracebackType
-from typing import Any, Final, Protocol, Self, TypeVar, Unpack
+from typing import Any, Final, Literal, Protocol, Self, TypeVar, Unpack
 
 import grpc.aio
 import tenacity
@@ -39,10 +39,12 @@ from kvstore.client.session import SESSION_TTL, Session
 from kvstore.client.streams import Stream, snapshot_parts
 from kvstore.client.types import (
     Alarm,
+    AlarmList,
     Bytes,
     Change,
     CompactResult,
     DeleteResult,
+    Downgrade,
     GetResult,
     HashKv,
     Header,
@@ -65,6 +67,7 @@ from kvstore.errors import LEASE_NOT_FOUND
 from kvstore.pb import history_pb2, rpc_pb2
 
 TIMEOUT_SECONDS: Final = 5.0
+DEFRAGMENT_TIMEOUT_SECONDS: Final = 600.0
 SNAPSHOT_TIMEOUT_SECONDS: Final = 600.0  # a member makes the whole file before it sends the first byte
 DIAL_TIMEOUT_SECONDS: Final = 2.0
 
@@ -370,10 +373,27 @@ class Client:
             async for part in parts:
                 yield part
 
-    async def alarms(self, *, timeout: float | None = None) -> tuple[Alarm, ...]:
+    async def alarms(self, *, timeout: float | None = None) -> AlarmList:
         request = rpc_pb2.AlarmRequest(action=rpc_pb2.AlarmRequest.GET)
-        response = await self._read(lambda e: e.maintenance.Alarm, request, timeout)
-        return tuple(Alarm.of(alarm) for alarm in response.alarms)
+        return AlarmList.of(await self._read(lambda e: e.maintenance.Alarm, request, timeout))
+
+    async def alarm_disarm(self, alarm: Alarm, *, timeout: float | None = None) -> AlarmList:
+        """Take it back, once the space is free or the damaged member replaced. Empty when it was not there."""
+        off, kind = rpc_pb2.AlarmRequest.DEACTIVATE, rpc_pb2.AlarmType.Value(alarm.type)
+        request = rpc_pb2.AlarmRequest(action=off, memberID=alarm.member_id, alarm=kind)
+        return AlarmList.of(await self._mutate(lambda e: e.maintenance.Alarm, request, timeout))
+
+    async def defragment(self, endpoint: str, *, timeout: float = DEFRAGMENT_TIMEOUT_SECONDS) -> None:
+        """Let this endpoint's member give back the disk space that it has freed; it goes on serving."""
+        await self._read(lambda e: e.maintenance.Defragment, rpc_pb2.DefragmentRequest(), timeout, endpoint)
+
+    async def downgrade(
+        self, action: Literal["validate", "enable", "cancel"], version: str = "", *, timeout: float | None = None
+    ) -> Downgrade:
+        """Whether the cluster may go down to `version` ("3.5"); begin it; end it."""
+        wanted = rpc_pb2.DowngradeRequest.DowngradeAction.Value(action.upper())
+        request = rpc_pb2.DowngradeRequest(action=wanted, version=version)
+        return Downgrade.of(await self._mutate(lambda e: e.maintenance.Downgrade, request, timeout))
 
     # ---- attempts ----
 

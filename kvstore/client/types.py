@@ -298,6 +298,9 @@ class Status:
     raft_applied_index: int
     is_learner: bool
     errors: tuple[str, ...] = field(default=())
+    db_size_quota: int = 0  # negative: no limit; 0: the server does not say
+    storage_version: str = ""
+    downgrade: str = ""  # the version that a downgrade goes to, while there is one
 
     @property
     def is_leader(self) -> bool:
@@ -316,6 +319,9 @@ class Status:
             message.raftAppliedIndex,
             message.isLearner,
             tuple(message.errors),
+            message.dbSizeQuota,
+            message.storageVersion,
+            message.downgradeInfo.targetVersion if message.downgradeInfo.enabled else "",
         )
 
 
@@ -349,3 +355,23 @@ class Alarm:
     @classmethod
     def of(cls, message: rpc_pb2.AlarmMember) -> Alarm:
         return cls(message.memberID, {1: "NOSPACE", 2: "CORRUPT"}.get(message.alarm, "NONE"))
+
+
+@dataclass(frozen=True, slots=True)
+class AlarmList:
+    header: Header
+    alarms: tuple[Alarm, ...]
+
+    @classmethod
+    def of(cls, message: rpc_pb2.AlarmResponse) -> AlarmList:
+        return cls(Header.of(message.header), tuple(map(Alarm.of, message.alarms)))
+
+
+@dataclass(frozen=True, slots=True)
+class Downgrade:
+    header: Header
+    version: str  # of the cluster, before the downgrade: "3.6"
+
+    @classmethod
+    def of(cls, message: rpc_pb2.DowngradeResponse) -> Downgrade:
+        return cls(Header.of(message.header), message.version)

@@ -41,7 +41,7 @@ _NEXT_STEPS: Final[dict[type[errors.ClientError], str]] = {
     errors.Unavailable: "try again, or see `kvctl endpoint health --cluster`",
     errors.RequestTooLarge: "the limit is the server's --max-request-bytes (1.5 MiB by default)",
     errors.FutureRevision: "`kvctl get KEY -w json` prints the newest revision",
-    errors.NoSpace: "compact old revisions with `kvctl compact`",
+    errors.NoSpace: "free space with `kvctl compact` and `kvctl defrag`, then `kvctl alarm disarm`",
     errors.Unimplemented: "this server does not serve it; see `kvctl endpoint status`",
     errors.KeyNotFound: "put the key with a value first",
 }
@@ -55,6 +55,11 @@ _NEXT_STEPS_BY_TEXT: Final = {
     table.NOT_ENOUGH_STARTED: "start the members that were added, or remove them first",
     table.LEARNER_NOT_READY: "start it, or wait until it has caught up: `kvctl endpoint status --cluster`",
     table.TOO_MANY_LEARNERS: "promote or remove the one that there is, or raise --experimental-max-learners",
+    table.CORRUPT: "`kvctl alarm list` names the damaged member: remove it, and add it anew with an empty directory",
+    table.INVALID_DOWNGRADE_TARGET: "only to the minor version below the cluster's: `kvctl endpoint status -w json`",
+    table.WRONG_DOWNGRADE_FORMAT: "want MAJOR.MINOR, such as 3.5",
+    table.DOWNGRADE_IN_PROCESS: "`kvctl downgrade cancel` ends it",
+    table.NO_INFLIGHT_DOWNGRADE: "there is none to end",
     table.BAD_LEADER_TRANSFEREE: "`kvctl member list` prints the members; a learner cannot lead",
     table.NOT_SUPPORTED_FOR_LEARNER: "ask a voting member; a learner answers `get --consistency=s` only",
 }

@@ -10,6 +10,8 @@ from typing import Any, Final, NoReturn
 
 import typer
 
+from kvstore.kvctl.commands.alarm_disarm import alarm_disarm
+from kvstore.kvctl.commands.alarm_list import alarm_list
 from kvstore.kvctl.commands.check_datascale import check_datascale
 from kvstore.kvctl.commands.check_perf import check_perf
 from kvstore.kvctl.commands.compact import compact
@@ -18,7 +20,11 @@ from kvstore.kvctl.commands.completion_show import completion_show
 from kvstore.kvctl.commands.debug_log import debug_log
 from kvstore.kvctl.commands.debug_state import debug_state
 from kvstore.kvctl.commands.debug_trace import debug_trace
+from kvstore.kvctl.commands.defrag import defrag
 from kvstore.kvctl.commands.del_ import del_
+from kvstore.kvctl.commands.downgrade_cancel import downgrade_cancel
+from kvstore.kvctl.commands.downgrade_enable import downgrade_enable
+from kvstore.kvctl.commands.downgrade_validate import downgrade_validate
 from kvstore.kvctl.commands.elect import elect
 from kvstore.kvctl.commands.endpoint_hashkv import endpoint_hashkv
 from kvstore.kvctl.commands.endpoint_health import endpoint_health
@@ -74,6 +80,12 @@ VERBS: Final[dict[str, Callable[..., Awaitable[None]]]] = {
     "member update": member_update,
     "member remove": member_remove,
     "move-leader": move_leader,
+    "alarm list": alarm_list,
+    "alarm disarm": alarm_disarm,
+    "defrag": defrag,
+    "downgrade validate": downgrade_validate,
+    "downgrade enable": downgrade_enable,
+    "downgrade cancel": downgrade_cancel,
     "endpoint status": endpoint_status,
     "endpoint health": endpoint_health,
     "endpoint hashkv": endpoint_hashkv,
@@ -92,6 +104,8 @@ HIDDEN: Final[dict[str, Callable[..., Awaitable[None]]]] = {"compaction": compac
 GROUPS: Final = {
     "lease": "Keys that go when nobody keeps them alive.",
     "member": "The members of the cluster.",
+    "alarm": "What is wrong with the cluster, and taking it back.",
+    "downgrade": "Going back to the minor version below, without a stop.",
     "endpoint": "State, health and hash of each endpoint.",
     "snapshot": "The state as a file, which a new cluster may begin with.",
     "check": "How much the cluster can do.",

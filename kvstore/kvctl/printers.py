@@ -6,8 +6,10 @@ Its JSON is that of Go's structs: their field order and names, empty fields left
 from typing import Any
 
 from kvstore.client.types import (
+    Alarm,
     Change,
     DeleteResult,
+    Downgrade,
     Event,
     GetResult,
     Header,
@@ -44,6 +46,32 @@ def member_json(member: Member) -> dict[str, Any]:
 def write_members_json(header: Header, members: tuple[Member, ...], **fields: Any) -> None:
     """The answer to any question or change about the members."""
     write_json({"header": header_json(header), **fields, **present(members=[member_json(one) for one in members])})
+
+
+def write_alarms(header: Header, alarms: tuple[Alarm, ...], write_out: WriteOut) -> None:
+    if write_out is WriteOut.JSON:
+        types = {"NOSPACE": 1, "CORRUPT": 2}
+        found = [present(memberID=alarm.member_id, alarm=types.get(alarm.type, 0)) for alarm in alarms]
+        write_json({"header": header_json(header), **present(alarms=found)})
+    elif write_out is WriteOut.TABLE:
+        write_table(("MEMBER ID", "ALARM"), [(f"{alarm.member_id:x}", alarm.type) for alarm in alarms])
+    elif write_out is WriteOut.FIELDS:
+        header_fields(header)
+        for alarm in alarms:
+            write(f'"MemberID" : {alarm.member_id}')
+            write(f'"AlarmType" : {alarm.type}')
+            write()
+    else:
+        for alarm in alarms:
+            member = f"memberID:{alarm.member_id} " if alarm.member_id else ""
+            write(f"{member}alarm:{alarm.type} ")
+
+
+def write_downgrade(result: Downgrade, action: str, write_out: WriteOut) -> None:
+    if write_out is WriteOut.JSON:
+        write_json({"header": header_json(result.header), **present(version=result.version)})
+    else:
+        write(f"Downgrade {action} success, cluster version {result.version}")
 
 
 def kv_json(kv: KeyValue | None) -> dict[str, Any] | None:

@@ -36,7 +36,7 @@ async def endpoint_health(session: Session, cluster: Cluster = False) -> None:
         async with session.client((url,)) as client:
             try:
                 await client.get("health")
-                error = ", ".join(f"{alarm.type} of {alarm.member_id:x}" for alarm in await client.alarms())
+                error = ", ".join(f"{alarm.type} of {alarm.member_id:x}" for alarm in (await client.alarms()).alarms)
             except PermissionDenied:
                 pass  # the answer took a round through the cluster, and that is the question
             except ClientError as failure:

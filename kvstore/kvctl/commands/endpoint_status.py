@@ -81,6 +81,9 @@ def _json(status: Status) -> dict[str, Any]:
             errors=list(status.errors),
             dbSizeInUse=status.db_size_in_use,
             isLearner=status.is_learner,
+            storageVersion=status.storage_version,
+            dbSizeQuota=status.db_size_quota,
+            downgradeInfo=status.downgrade and {"enabled": True, "targetVersion": status.downgrade},
         ),
     }
 

@@ -109,7 +109,7 @@ async def test_the_cluster_describes_itself(cluster: Cluster) -> None:
                 await one.get("s/k")  # linearizable: this member has applied up to the revision now
         hashes = {(await client.hash_kv(endpoint, revision=revision)).hash for endpoint in cluster.endpoints}
         assert len(hashes) == 1
-        assert await client.alarms() == ()
+        assert (await client.alarms()).alarms == ()
 
 
 async def test_history_goes_back_behind_the_compaction(cluster: Cluster) -> None:
