@@ -14,7 +14,7 @@ LEFT_OUT = {"AuthEnable", "MoveLeader", "Defragment"}  # would lock everybody ou
 WAIT_SECONDS, HANG_SECONDS = 0.02, 30.0
 TYPED = (
     *("etcdserver: ", "auth: ", "election: ", "mutex: ", '"leader" field', "grpc: ", "unknown ", "rpc error: "),
-    *("lease", "malformed"),
+    *("lease", "malformed", "bcrypt: "),
 )
 PATHS = [rpc.path for rpc in RPCS.values()]
 

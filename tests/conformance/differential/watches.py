@@ -218,11 +218,11 @@ class Streams:
     def __init__(self, play: Play) -> None:
         self._play = play
         self.witness = Witness(play)
-        self._streams: dict[tuple[int, str, Metadata], Stream] = {}
+        self._streams: dict[tuple[int, str, Metadata, bool], Stream] = {}
 
     def request(self, step: Step) -> None:
         """On the client's stream with these credentials, which is opened the first time."""
-        who = (step.client, step.user, step.metadata)
+        who = (step.client, step.user, step.metadata, self._play.names[0].auth_is_on)  # see "old stream" in known.py
         if who not in self._streams:
             self._streams[who] = Stream(self._play, self.witness, step)
         assert isinstance(step.message, pb.WatchRequest)
