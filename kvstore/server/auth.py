@@ -33,6 +33,7 @@ from kvstore.rpc.base import Call, Caller, CallHandler, Stream, StreamHandler, S
 from kvstore.server.passwords import Passwords
 from kvstore.state.applier import AppliedResult
 from kvstore.state.command import Op
+from raft.errors import Stopped
 
 if TYPE_CHECKING:
     from kvstore.auth.jwt import JwtTokens
@@ -73,7 +74,8 @@ class Auth:
         self._jwt = jwt_tokens(settings.jwt)
         self._simple = SimpleTokens(settings.token_ttl)
         self.passwords = Passwords(settings.bcrypt_cost)
-        self._tasks: set[asyncio.Task[None]] = set()  # of callers that wait
+        self._waiting = 0  # callers whose token may be known later
+        self._tasks: set[asyncio.Task[None]] = set()  # the loop keeps only weak references to tasks
         host.store.on_swap.append(self.forget)
 
     @property
@@ -123,12 +125,16 @@ class Auth:
 
     async def caught_up(self, caller: Caller) -> None:
         """Returns when waiting longer for the caller's token makes no sense."""
-        if self.is_on and self.is_ahead(caller) and len(self._tasks) < WAITING_MAX:
-            try:
-                async with asyncio.timeout(TOKEN_WAIT_SECONDS):
-                    await self._host.node.wait_applied(self._index_of(caller))
-            except TimeoutError:
-                return
+        if not self.is_on or not self.is_ahead(caller) or self._waiting >= WAITING_MAX:
+            return
+        self._waiting += 1
+        try:
+            async with asyncio.timeout(TOKEN_WAIT_SECONDS):
+                await self._host.node.wait_applied(self._index_of(caller))
+        except (TimeoutError, Stopped):
+            return
+        finally:
+            self._waiting -= 1
 
     # Guard: what the front asks while `is_on`
 
@@ -144,7 +150,7 @@ class Auth:
     def admit(self, method: str, calls: list[Call], handler: CallHandler) -> list[Call]:
         admitted = []
         for call in calls:
-            if self.is_ahead(call) and len(self._tasks) < WAITING_MAX:
+            if self.is_ahead(call):
                 self._start(self._admit_later(method, call, handler))
                 continue
             refused = self.refusal(method, call, call.request)
@@ -170,7 +176,7 @@ class Auth:
             raise refused.with_traceback(None)
 
     def open(self, stream: Stream, factory: StreamHandlerFactory) -> StreamHandler:
-        if not self.is_ahead(stream) or len(self._tasks) >= WAITING_MAX:
+        if not self.is_ahead(stream):
             return factory(stream)
         early = _Early(stream, factory)
         self._start(early.begin(self.caught_up(stream)))

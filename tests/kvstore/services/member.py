@@ -28,6 +28,8 @@ from kvstore.state.cluster import Member
 from kvstore.state.command import Op, encode_batch, encode_request
 from tests.kvstore.state.support import Entry
 
+AUTH = AuthSettings(bcrypt_cost=4)
+
 
 class LocalCalls(LeaderCalls):
     """To a leader that is this member, or not there."""
@@ -44,7 +46,13 @@ class FakeServer:
 
     member_id, cluster_id, raft_term = 0xA1, 0xC1, 5
 
-    def __init__(self, path: Path, election_timeout: int = 1000, progress_seconds: float = 600.0) -> None:
+    def __init__(
+        self,
+        path: Path,
+        election_timeout: int = 1000,
+        progress_seconds: float = 600.0,
+        auth: AuthSettings = AUTH,
+    ) -> None:
         self.config: Any = SimpleNamespace(
             max_txn_ops=128,
             election_timeout=election_timeout,
@@ -77,7 +85,7 @@ class FakeServer:
         self.quota = Quota(self)  # type: ignore[arg-type]
         self.defragmenter = Defragmenter(self)  # type: ignore[arg-type]
         self.leases.role_changed(True, self.raft_term)
-        self.auth = Auth(self, AuthSettings(bcrypt_cost=4))
+        self.auth = Auth(self, auth)
         self._applier = Applier(
             self.store, self.member_id, 1, self, lease_sink=self.leases.changed, token_sink=self.auth.changed
         )
