@@ -29,6 +29,8 @@ import tenacity
 
 from kvstore import rpc
 from kvstore.client import txn as ops
+from kvstore.client.auth import AuthCalls
+from kvstore.client.credentials import Credentials
 from kvstore.client.election import Election
 from kvstore.client.endpoints import Endpoint, EndpointPool, to_client_error
 from kvstore.client.errors import DeadlineExceeded, NotConnected, NotFound, Unavailable
@@ -87,6 +89,7 @@ class Client:
     timeout: seconds a call may take, with all its attempts. Each method takes its own `timeout` too.
     dial_timeout: seconds after which a call gives up when no member can be connected.
     tls: whom to believe and what to show at https:// endpoints, and at those that name no scheme.
+    user, password: who asks, where authentication is on.
     make_channel: (endpoint) -> a channel with grpc.aio's surface; has its own TLS.
     """
 
@@ -97,6 +100,8 @@ class Client:
         timeout: float = TIMEOUT_SECONDS,
         dial_timeout: float = DIAL_TIMEOUT_SECONDS,
         tls: rpc.ChannelTls | None = None,
+        user: str = "",
+        password: str = "",
         make_channel: Callable[[str], Any] | None = None,
     ) -> None:
         if make_channel is None:
@@ -105,9 +110,10 @@ class Client:
             make_channel = partial(rpc.make_channel, options=rpc.ChannelOptions(tls=tls), front=front)
         self._timeout = timeout
         self._dial_timeout = dial_timeout
-        self._pool = EndpointPool(endpoints, make_channel)
+        self._pool = EndpointPool(endpoints, make_channel, Credentials(user, password) if user else None)
         self._watches = WatchHub(self._pool, dial_timeout)
         self._leases = LeaseHub(self._pool, dial_timeout)
+        self.auth = AuthCalls(self._read, self._mutate)  # users, roles and permissions
 
     async def __aenter__(self) -> Self:
         return self
@@ -457,7 +463,8 @@ class Client:
             remaining = deadline - _now()
             if remaining <= 0:
                 raise DeadlineExceeded("no time was left to send the request")
-            response = await method(endpoint)(request, timeout=remaining if mutation else remaining / share)
+            seconds = remaining if mutation else remaining / share
+            response = await endpoint.ask(lambda: method(endpoint)(request, timeout=seconds), seconds)
         except grpc.aio.AioRpcError as failure:
             error = to_client_error(failure, endpoint, mutation=mutation)
             if isinstance(error, Unavailable):

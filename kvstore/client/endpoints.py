@@ -8,16 +8,19 @@ but an answer tells (RELIABILITY.md, S-64).
 
 import asyncio
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import cached_property
-from typing import Any, Final, cast
+from typing import Any, Final, TypeVar, cast
 
 import grpc
 import grpc.aio
 
+from kvstore.client.credentials import Credentials, TokenChannel, error_of
 from kvstore.client.errors import ClientError, NotConnected, from_status
-from kvstore.errors import Code
+from kvstore.errors import Code, KvError
 from kvstore.pb import history_pb2_grpc, rpc_pb2_grpc
+
+T = TypeVar("T")
 
 BACKOFF_SECONDS_MIN: Final = 0.05
 BACKOFF_SECONDS_MAX: Final = 2.0
@@ -29,15 +32,17 @@ _NEVER_LEFT: Final = "failed to connect to all addresses"
 class Endpoint:
     """One member: its channel, made on first use, and how it has been doing."""
 
-    def __init__(self, url: str, make_channel: Callable[[str], Any]) -> None:
+    def __init__(self, url: str, make_channel: Callable[[str], Any], credentials: Credentials | None = None) -> None:
         self.url = url
+        self._credentials = credentials
         self.failures = 0  # in a row
         self.retry_at = 0.0  # loop time before which others are preferred
         self._make_channel = make_channel
 
     @cached_property
     def channel(self) -> grpc.aio.Channel:
-        return cast(grpc.aio.Channel, self._make_channel(self.url))
+        channel = self._make_channel(self.url)
+        return cast(grpc.aio.Channel, TokenChannel(channel, self._credentials) if self._credentials else channel)
 
     @cached_property
     def kv(self) -> "rpc_pb2_grpc.KVAsyncStub":
@@ -60,11 +65,44 @@ class Endpoint:
         return rpc_pb2_grpc.MaintenanceStub(self.channel)
 
     @cached_property
+    def auth(self) -> "rpc_pb2_grpc.AuthAsyncStub":
+        return rpc_pb2_grpc.AuthStub(self.channel)
+
+    @cached_property
     def history(self) -> "history_pb2_grpc.HistoryAsyncStub":
         return history_pb2_grpc.HistoryStub(self.channel)
 
     async def connect(self, timeout: float) -> None:
-        """Return once requests can leave; raise NotConnected when the attempt failed or took too long."""
+        """Return once requests can leave, in the name of the user if there is one.
+
+        Raises NotConnected when the attempt failed or took too long, another ClientError when the login was refused.
+        """
+        await self._connect(timeout)
+        if self._credentials is not None:
+            try:
+                await self._credentials.log_in(self.channel, timeout)
+            except grpc.aio.AioRpcError as failure:
+                raise to_client_error(failure, self, mutation=False) from None
+
+    def wants_login(self, error: ClientError | grpc.aio.AioRpcError) -> bool:
+        """Whether it says that the token is not good (any more). After the next `connect` there is another one."""
+        if self._credentials is None:
+            return False
+        if isinstance(error, grpc.aio.AioRpcError):
+            return self._credentials.refused(error_of(error))
+        return self._credentials.refused(KvError(error.code, error.message))
+
+    async def ask(self, call: Callable[[], Awaitable[T]], timeout: float) -> T:
+        """The call's answer; where its token was refused, that of the same call with another token."""
+        try:
+            return await call()
+        except grpc.aio.AioRpcError as failure:
+            if not self.wants_login(failure):
+                raise
+        await self.connect(timeout)
+        return await call()
+
+    async def _connect(self, timeout: float) -> None:
         state = self.channel.get_state(try_to_connect=True)
         if state is grpc.ChannelConnectivity.READY:
             return
@@ -85,17 +123,20 @@ class Endpoint:
 
 
 class EndpointPool:
-    def __init__(self, urls: Sequence[str], make_channel: Callable[[str], Any]) -> None:
+    def __init__(
+        self, urls: Sequence[str], make_channel: Callable[[str], Any], credentials: Credentials | None = None
+    ) -> None:
         if not urls:
             raise ValueError("a client needs at least one endpoint")
         self._make_channel = make_channel
-        self._by_url = {url: Endpoint(url, make_channel) for url in urls}
+        self.credentials = credentials
+        self._by_url = {url: Endpoint(url, make_channel, credentials) for url in urls}
         self.endpoints = list(self._by_url.values())
         self._preferred = 0
 
     def only(self, url: str) -> "EndpointPool":
         """A pool of this one member, which need not be one of ours; it shares the connection."""
-        pool = EndpointPool([url], self._make_channel)
+        pool = EndpointPool([url], self._make_channel, self.credentials)
         pool.endpoints = [self._by_url.setdefault(url, pool.endpoints[0])]
         return pool
 

@@ -202,8 +202,10 @@ class LeaseHub:
                 self.last_failure = error
                 self._pool.failed(endpoint)
             except ClientError as error:
-                self._fail_all(error)
-                return
+                if not endpoint.wants_login(error):
+                    self._fail_all(error)
+                    return
+                self._pool.failed(endpoint)
             await asyncio.sleep(self._pool.wait_seconds())
 
     async def _follow(self, endpoint: Endpoint) -> None:

@@ -21,9 +21,11 @@ from typing import Final, Literal, Self
 
 import grpc.aio
 
+from kvstore.client.credentials import LOG_IN_AGAIN
 from kvstore.client.endpoints import Endpoint, EndpointPool, to_client_error
 from kvstore.client.errors import ClientError, Compacted, Unavailable, WatchCanceled
 from kvstore.client.types import Bytes, Event, Header, WatchResponse, key_range
+from kvstore.errors import Code, KvError
 from kvstore.pb import kv_pb2, rpc_pb2
 
 BUFFERED_EVENTS_MAX: Final = 4096  # of one watch; the last response may go over it
@@ -247,8 +249,10 @@ class WatchHub:
                 self.last_failure = error
                 self._pool.failed(endpoint)
             except ClientError as error:
-                self._fail_all(error)
-                return
+                if not endpoint.wants_login(error):
+                    self._fail_all(error)
+                    return
+                self._pool.failed(endpoint)
             await asyncio.sleep(self._pool.wait_seconds())
 
     async def _follow(self, endpoint: Endpoint) -> None:
@@ -285,6 +289,10 @@ class WatchHub:
 
     def _created(self, stream: _Stream, watch: Watch, message: rpc_pb2.WatchResponse) -> None:
         if message.canceled:
+            error = _refusal(message.cancel_reason)
+            if error in LOG_IN_AGAIN and self._pool.credentials is not None:
+                # On a new stream, with a new token; the other watches go on there too.
+                raise ClientError(error.message, error.code)
             self._fail(watch, _cancellation(message))
         elif watch in self._watches:
             stream.by_id[message.watch_id] = watch
@@ -301,6 +309,13 @@ class WatchHub:
         for watch in list(self._watches):
             self._fail(watch, error)
         self._task = None
+
+
+def _refusal(reason: str) -> KvError:
+    """What a watch is refused with is a gRPC error in Go's writing."""
+    head, _, text = reason.partition(" desc = ")
+    name = head.removeprefix("rpc error: code = ")
+    return KvError(next((code for code in Code if code.go_name == name), Code.UNKNOWN), text)
 
 
 def _cancellation(message: rpc_pb2.WatchResponse) -> ClientError:

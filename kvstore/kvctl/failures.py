@@ -61,6 +61,17 @@ _NEXT_STEPS_BY_TEXT: Final = {
     table.DOWNGRADE_IN_PROCESS: "`kvctl downgrade cancel` ends it",
     table.NO_INFLIGHT_DOWNGRADE: "there is none to end",
     table.BAD_LEADER_TRANSFEREE: "`kvctl member list` prints the members; a learner cannot lead",
+    table.USER_EMPTY: "say who you are: --user NAME[:PASSWORD]",
+    table.AUTH_FAILED: "check --user and --password",
+    table.INVALID_AUTH_TOKEN: "try again",
+    table.PERMISSION_DENIED: "`kvctl user get NAME --detail` prints what a user may do",
+    table.ROOT_USER_NOT_EXIST: "`kvctl user add root` first",
+    table.AUTH_NOT_ENABLED: "leave out --user, or `kvctl auth enable` first",
+    table.INVALID_AUTH_MANAGEMENT: "root and its role stay while authentication is on; a range ends behind its begin",
+    table.USER_NOT_FOUND: "`kvctl user list` prints the users that there are",
+    table.ROLE_NOT_FOUND: "`kvctl role list` prints the roles that there are",
+    table.ROLE_NOT_GRANTED: "`kvctl user get NAME` prints the user's roles",
+    table.PERMISSION_NOT_GRANTED: "want the very range of `kvctl role get ROLE`",
     table.NOT_SUPPORTED_FOR_LEARNER: "ask a voting member; a learner answers `get --consistency=s` only",
 }
 

@@ -12,6 +12,9 @@ import typer
 
 from kvstore.kvctl.commands.alarm_disarm import alarm_disarm
 from kvstore.kvctl.commands.alarm_list import alarm_list
+from kvstore.kvctl.commands.auth_disable import auth_disable
+from kvstore.kvctl.commands.auth_enable import auth_enable
+from kvstore.kvctl.commands.auth_status import auth_status
 from kvstore.kvctl.commands.check_datascale import check_datascale
 from kvstore.kvctl.commands.check_perf import check_perf
 from kvstore.kvctl.commands.compact import compact
@@ -47,9 +50,22 @@ from kvstore.kvctl.commands.member_remove import member_remove
 from kvstore.kvctl.commands.member_update import member_update
 from kvstore.kvctl.commands.move_leader import move_leader
 from kvstore.kvctl.commands.put import put
+from kvstore.kvctl.commands.role_add import role_add
+from kvstore.kvctl.commands.role_delete import role_delete
+from kvstore.kvctl.commands.role_get import role_get
+from kvstore.kvctl.commands.role_grant_permission import role_grant_permission
+from kvstore.kvctl.commands.role_list import role_list
+from kvstore.kvctl.commands.role_revoke_permission import role_revoke_permission
 from kvstore.kvctl.commands.snapshot_save import snapshot_save
 from kvstore.kvctl.commands.snapshot_status import snapshot_status
 from kvstore.kvctl.commands.txn import txn
+from kvstore.kvctl.commands.user_add import user_add
+from kvstore.kvctl.commands.user_delete import user_delete
+from kvstore.kvctl.commands.user_get import user_get
+from kvstore.kvctl.commands.user_grant_role import user_grant_role
+from kvstore.kvctl.commands.user_list import user_list
+from kvstore.kvctl.commands.user_passwd import user_passwd
+from kvstore.kvctl.commands.user_revoke_role import user_revoke_role
 from kvstore.kvctl.commands.version import version
 from kvstore.kvctl.commands.watch import watch
 from kvstore.kvctl.failures import EXIT_CODES_HELP, ExitCode, Failure, usage
@@ -93,6 +109,22 @@ VERBS: Final[dict[str, Callable[..., Awaitable[None]]]] = {
     "snapshot status": snapshot_status,
     "check perf": check_perf,
     "check datascale": check_datascale,
+    "auth enable": auth_enable,
+    "auth disable": auth_disable,
+    "auth status": auth_status,
+    "user add": user_add,
+    "user get": user_get,
+    "user list": user_list,
+    "user delete": user_delete,
+    "user passwd": user_passwd,
+    "user grant-role": user_grant_role,
+    "user revoke-role": user_revoke_role,
+    "role add": role_add,
+    "role get": role_get,
+    "role list": role_list,
+    "role delete": role_delete,
+    "role grant-permission": role_grant_permission,
+    "role revoke-permission": role_revoke_permission,
     "debug log": debug_log,
     "debug state": debug_state,
     "debug trace": debug_trace,
@@ -109,6 +141,9 @@ GROUPS: Final = {
     "endpoint": "State, health and hash of each endpoint.",
     "snapshot": "The state as a file, which a new cluster may begin with.",
     "check": "How much the cluster can do.",
+    "auth": "Whether everybody is asked who it is.",
+    "user": "Users, their passwords and their roles.",
+    "role": "Roles, and the keys that they allow.",
     "debug": "What is in a stopped member's files, and in traces.",
     "completion": "Completion of verbs and options in bash, zsh and fish.",
 }

@@ -6,6 +6,7 @@ imported by `Session.client`, that is, only when a verb talks to a cluster.
 """
 
 import asyncio
+import getpass
 import inspect
 import os
 import sys
@@ -59,6 +60,19 @@ def global_options(
         bool | None,
         typer.Option("--insecure-skip-tls-verify", help="Believe any server. For tests only.", rich_help_panel=_PANEL),
     ] = None,
+    user: Annotated[
+        str | None,
+        typer.Option(
+            "--user",
+            metavar="NAME[:PASSWORD]",
+            help="Who asks, where authentication is on; also KVCTL_USER.",
+            rich_help_panel=_PANEL,
+        ),
+    ] = None,
+    password: Annotated[
+        str | None,
+        typer.Option("--password", help="Its password; also KVCTL_PASSWORD. Else it is asked.", rich_help_panel=_PANEL),
+    ] = None,
     config: Annotated[
         str | None,
         typer.Option(
@@ -78,6 +92,8 @@ def global_options(
         "cert": cert,
         "key": key_,
         "insecure_skip_tls_verify": None if insecure_skip_tls_verify is None else str(insecure_skip_tls_verify),
+        "user": user,
+        "password": password,
         "config": config,
     }
 
@@ -130,6 +146,8 @@ class Session:
             timeout=settings.command_timeout,
             dial_timeout=settings.dial_timeout,
             tls=tls if settings.asks_for_tls else None,
+            user=settings.user,
+            password=settings.password or (getpass.getpass("Password: ") if settings.user else ""),
         )
 
     def simple_or_json(self, verb: str) -> None:

@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
@@ -31,6 +31,8 @@ class Settings:
     cert: Path | None = None
     key: Path | None = None
     insecure_skip_tls_verify: bool = False
+    user: str = ""
+    password: str = field(default="", repr=False)
 
     @property
     def asks_for_tls(self) -> bool:
@@ -46,6 +48,8 @@ DEFAULTS: Final = {
     "cert": "",
     "key": "",
     "insecure_skip_tls_verify": "false",
+    "user": "",
+    "password": "",
 }
 assert set(DEFAULTS) == {field.name for field in fields(Settings)}
 
@@ -67,6 +71,7 @@ def resolve(given: Mapping[str, str | None], config: str | None, environment: Ma
     endpoints = tuple(filter(None, (part.strip() for part in chosen["endpoints"].split(","))))
     if not endpoints:
         raise usage("--endpoints names no endpoint; want host:port[,host:port...]")
+    user, password = _user(chosen["user"], chosen["password"])
     files = {name: _file(name, chosen[name]) for name in ("cacert", "cert", "key")}
     if (files["cert"] is None) != (files["key"] is None):
         raise usage("--cert and --key belong together; give both")
@@ -76,7 +81,9 @@ def resolve(given: Mapping[str, str | None], config: str | None, environment: Ma
         _duration("command-timeout", chosen["command_timeout"]),
         _write_out(chosen["write_out"]),
         **files,
-        insecure_skip_tls_verify=_flag("insecure-skip-tls-verify", chosen["insecure_skip_tls_verify"]),
+        insecure_skip_tls_verify=flag("insecure-skip-tls-verify", chosen["insecure_skip_tls_verify"]),
+        user=user,
+        password=password,
     )
 
 
@@ -94,6 +101,15 @@ def _duration(name: str, text: str) -> float:
     return value
 
 
+def _user(user: str, password: str) -> tuple[str, str]:
+    """--user may hold the password too, behind a colon; --password then leaves the colon to the name (etcdctl)."""
+    if password and not user:
+        raise usage("--password needs --user")
+    if not password:
+        user, _, password = user.partition(":")
+    return user, password
+
+
 def _file(name: str, text: str) -> Path | None:
     if not text:
         return None
@@ -104,7 +120,7 @@ def _file(name: str, text: str) -> Path | None:
     return Path(text)
 
 
-def _flag(name: str, text: str) -> bool:
+def flag(name: str, text: str) -> bool:
     if text.lower() not in ("true", "1", "false", "0"):
         raise usage(f"--{name}: {text!r} is neither true nor false")
     return text.lower() in ("true", "1")
