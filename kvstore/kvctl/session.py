@@ -62,12 +62,7 @@ def global_options(
     ] = None,
     user: Annotated[
         str | None,
-        typer.Option(
-            "--user",
-            metavar="NAME[:PASSWORD]",
-            help="Who asks, where authentication is on; also KVCTL_USER.",
-            rich_help_panel=_PANEL,
-        ),
+        typer.Option("--user", metavar="NAME[:PASSWORD]", help="Who asks; also KVCTL_USER.", rich_help_panel=_PANEL),
     ] = None,
     password: Annotated[
         str | None,
