@@ -162,7 +162,8 @@ class Background:
         assert self.process.stdin is not None
         self.process.stdin.write("".join(f"{line}\n" for line in stdin))
         self.process.stdin.flush()
-        self._gate.wait_frames(max(1, len(stdin)))
+        logins = sum(argument.startswith("--user") for argument in arguments)  # a message of their own, sent first
+        self._gate.wait_frames(logins + max(1, len(stdin)))
 
     def finish(self, lines: int | None) -> tuple[list[str], str, int]:
         """Stdout, stderr and exit code, after so many lines of output, or (None) after its own end."""
