@@ -161,6 +161,9 @@ KNOWN: Final = {
         fits=lambda seen: seen.ours == NO_SPACE and _nests(seen.message),
         ends=True,
     ),
+    "no permission": Known(
+        "RoleGrantPermission without a permission", "dies", "refused, as etcd 3.5; not asked", judges=OLD
+    ),
     "alarm of none": Known(
         "an alarm of no kind is raised and ended",
         "raised; dies of ending it",
@@ -316,6 +319,8 @@ def harmful(judge: str, message: Message) -> bool:
     """What would end the judge: a shrunk case must not ask for it either."""
     if isinstance(message, pb.MemberAddRequest):  # a voter that does not run takes a single member's quorum
         return not message.isLearner and _good(message.peerURLs) and OWN_PEER_URL not in message.peerURLs
+    if isinstance(message, pb.AuthRoleGrantPermissionRequest) and judge in KNOWN["no permission"].judges:
+        return not message.HasField("perm")
     if isinstance(message, pb.AlarmRequest) and judge in KNOWN["alarm of none"].judges:
         return message.action != pb.AlarmRequest.GET and message.alarm == pb.NONE
     if isinstance(message, pb.MemberUpdateRequest) and _good(message.peerURLs):
