@@ -6,6 +6,7 @@ The handlers are a front's own, of every kind; what they answer is random too, s
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 from typing import Any
 
 from hypothesis import HealthCheck, given, settings
@@ -13,11 +14,12 @@ from hypothesis import strategies as st
 
 from kvstore.gateway.routes import ROUTES
 from kvstore.gateway.rpc import Gateway
-from kvstore.rpc.base import Call, Stream
+from kvstore.rpc.base import Call, Gate, Stream
 from kvstore.rpc.local import LocalMethods
 
 LIMIT = 4000
 EXAMPLES = 300
+NOBODY_IS_ASKED: Any = SimpleNamespace(refusal=lambda path: None, guard=None)
 
 leaves = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary().map(repr) | st.just("YQ==")
 names = st.sampled_from(sorted({name for route in ROUTES.values() for name in route.request.DESCRIPTOR.fields_by_name}))
@@ -36,11 +38,11 @@ class Methods:
         self.open = 0
         for route in ROUTES.values():
             if route.asks_many:
-                self.local.add_stream(route.method, self.stream, lambda: None)
+                self.local.add_stream(route.method, self.stream, Gate(NOBODY_IS_ASKED, route.method))
             elif route.answers_many:
                 self.local.add_generated(route.method, _ServerStream())
             else:
-                self.local.add_calls(route.method, self.calls, lambda: None)
+                self.local.add_calls(route.method, self.calls, Gate(NOBODY_IS_ASKED, route.method))
 
     def calls(self, calls: list[Call]) -> None:
         for call in calls:

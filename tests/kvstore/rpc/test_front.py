@@ -6,7 +6,7 @@ import socket
 import pytest
 
 from kvstore.rpc import ServerOptions, make_server
-from kvstore.rpc.base import Call
+from kvstore.rpc.base import Call, Gate
 from kvstore.rpc.counts import MethodCounts
 from kvstore.rpc.grpcio import CallCollector, server_arguments
 from tests.kvstore.rpc.pairs import PAIRS
@@ -21,7 +21,8 @@ async def test_calls_of_one_tick_come_as_one_list() -> None:
         for call in calls:
             call.reply(call.request)
 
-    collector = CallCollector(echo, lambda: None, MethodCounts("/t.T/M"))
+    gate = Gate(make_server(front="grpcio"), "/t.T/M")
+    collector = CallCollector(echo, gate, MethodCounts("/t.T/M"))
     messages = [b"%d" % i for i in range(200)]
     assert await asyncio.gather(*[collector.serve(m, None) for m in messages]) == messages
     assert batches == [200]
