@@ -16,6 +16,7 @@ from kvstore.pb import rpc_pb2 as pb
 from kvstore.pb.auth_pb2 import Permission, Role, User, UserAddOptions
 
 OPEN_END: Final = b"\0"
+NAME_BYTES_MAX: Final = 32768  # a longer one is no key of a snapshot file; etcd dies of it
 
 
 def enable(changes: AuthChanges) -> KvError | None:
@@ -42,6 +43,8 @@ def disable(changes: AuthChanges) -> KvError | None:
 def user_add(changes: AuthChanges, request: pb.AuthUserAddRequest) -> KvError | None:
     if not request.name:
         return errors.USER_EMPTY
+    if len(request.name.encode()) > NAME_BYTES_MAX:
+        return errors.REQUEST_TOO_LARGE
     if request.name in changes.table.users:
         return errors.USER_EXISTS
     no_password = request.options.no_password
@@ -105,6 +108,8 @@ def user_revoke_role(changes: AuthChanges, request: pb.AuthUserRevokeRoleRequest
 def role_add(changes: AuthChanges, request: pb.AuthRoleAddRequest) -> KvError | None:
     if not request.name:
         return errors.ROLE_EMPTY
+    if len(request.name.encode()) > NAME_BYTES_MAX:
+        return errors.REQUEST_TOO_LARGE
     if request.name in changes.table.roles:
         return errors.ROLE_EXISTS
     changes.put_role(Role(name=request.name.encode()))

@@ -158,3 +158,11 @@ def test_a_user_without_a_password_never_gets_one(changes: AuthChanges) -> None:
     request = pb.AuthUserChangePasswordRequest(name="carl", hashedPassword=HASHED)
     assert manage.user_change_password(changes, request) is None
     assert changes.table.users["carl"].password == b""
+
+
+@pytest.mark.parametrize("name", ["x" * 32769, "\u00e9" * 16385])
+def test_a_name_that_no_snapshot_file_can_hold_is_refused(changes: AuthChanges, name: str) -> None:
+    """Found by fuzzing: it was taken, and from then on no snapshot could be made."""
+    assert manage.user_add(changes, user(name)) is errors.REQUEST_TOO_LARGE
+    assert manage.role_add(changes, pb.AuthRoleAddRequest(name=name)) is errors.REQUEST_TOO_LARGE
+    assert manage.role_add(changes, pb.AuthRoleAddRequest(name=name[: 32768 // len("\u00e9".encode())])) is None
