@@ -54,7 +54,10 @@ def set_up(level: str, style: str) -> None:
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=render))
     root = logging.getLogger()
     root.handlers = [handler]
-    root.setLevel(LEVELS[level])
+    # What libraries say at debug level is what passes through them: hpack prints every header, tokens too.
+    root.setLevel(max(LEVELS[level], logging.INFO))
+    for ours in ("kvstore", "raft"):
+        logging.getLogger(ours).setLevel(LEVELS[level])
     for noisy in ("asyncio", "grpc", "grpc._cython.cygrpc", "raft.transport"):
         logging.getLogger(noisy).setLevel(max(LEVELS[level], logging.WARNING))
 

@@ -93,6 +93,11 @@ LAYERS = [
         banned("asyncio", "time", "random", "grpc", "kvstore.state", "kvstore.server"),
         "the lessor is told the time, and says what is due",
     ),
+    Layer(
+        "kvstore/auth/",
+        banned("asyncio", "time", "random", "threading", "grpc", "kvstore.state", "kvstore.server", "kvstore.rpc"),
+        "who may do what is a function of the state; tokens are told the time",
+    ),
     Layer("kvstore/state/", banned("grpc", "kvstore.server", "asyncio"), "apply is a function of the entries"),
     Layer(
         "kvstore/",
