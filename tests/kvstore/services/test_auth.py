@@ -18,6 +18,8 @@ from kvstore.auth.table import Identity
 from kvstore.errors import Code, KvError
 from kvstore.pb import rpc_pb2 as pb
 from kvstore.pb.auth_pb2 import Permission, UserAddOptions
+from kvstore.pb.history_pb2 import ReadHistoryRequest
+from kvstore.pb.history_pb2_grpc import HistoryStub
 from kvstore.pb.rpc_pb2_grpc import AuthStub, KVStub, LeaseStub, WatchStub
 from kvstore.rpc import make_channel
 from kvstore.rpc.base import Stream
@@ -25,6 +27,7 @@ from kvstore.server import auth as auth_module
 from kvstore.server import passwords as passwords_module
 from kvstore.server.auth import Auth
 from kvstore.server.passwords import Passwords
+from kvstore.services.kv import LONG_READS_MAX
 from kvstore.state.command import Op
 from tests.kvstore.services.member import FakeServer, RunningMember
 
@@ -33,7 +36,9 @@ SECRETS = ("canary-password", "canary-value", "canary-new-password")
 
 class Peer:
     def __init__(self, member: RunningMember, channel: Any) -> None:
+        self.member = member
         self.server = member.server
+        self.history: Any = HistoryStub(channel)
         self.auth: Any = AuthStub(channel)
         self.kv: Any = KVStub(channel)
         self.watch: Any = WatchStub(channel)
@@ -103,6 +108,12 @@ async def test_a_hash_that_a_client_sends_is_not_taken(peer: Peer) -> None:
     sent = pb.AuthUserAddRequest(name="eve", password="mine", hashedPassword="aGFzaA==")
     await peer.auth.UserAdd(sent, metadata=peer.metadata)
     assert await peer.log_in("eve", "mine")
+    # Nor kept, where there is none to take its place.
+    sent = pb.AuthUserAddRequest(
+        name="carl", password="canary-1", hashedPassword="canary-2", options=UserAddOptions(no_password=True)
+    )
+    await peer.auth.UserAdd(sent, metadata=peer.metadata)
+    assert b"canary" not in peer.server.proposed[-1].raw
 
 
 async def test_a_login_costs_the_loop_nothing_and_waits_in_a_bounded_queue(
@@ -183,6 +194,54 @@ async def test_how_a_token_may_come(peer: Peer) -> None:
         (("authorization", f"Bearer {peer.token}"),),
     ):
         await peer.kv.Range(get, metadata=metadata)
+
+
+# -- what is revoked while a read is on its way --------------------------------------------------------
+
+
+async def revoke(peer: Peer) -> None:
+    request = pb.AuthUserRevokeRoleRequest(name="ann", role="own")
+    await peer.auth.UserRevokeRole(request, metadata=peer.metadata)
+
+
+async def test_a_read_that_waits_for_its_turn_is_decided_when_it_has_it(peer: Peer) -> None:
+    ann = (("token", await peer.log_in("ann")),)
+    semaphore = peer.member._services._kv._long_reads
+    for _ in range(LONG_READS_MAX):
+        await semaphore.acquire()
+    get = pb.TxnRequest(success=[pb.RequestOp(request_range=pb.RangeRequest(key=b"k"))])
+    reading = asyncio.ensure_future(peer.kv.Txn(get, metadata=ann))
+    while not peer.member._services._kv._tasks:  # as long as the call takes to come
+        await asyncio.sleep(0.001)
+    await revoke(peer)
+    semaphore.release()
+    assert await refused(reading) == errors.PERMISSION_DENIED
+
+
+@pytest.mark.parametrize("call", ["Range", "RangeStream", "Read"])
+async def test_a_read_is_decided_behind_its_barrier(peer: Peer, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    """The front lets it pass, by a state that is older than the one that is read."""
+    ann = (("token", await peer.log_in("ann")),)
+    server, linearizable, when = peer.server, peer.server.linearizable, peer.server.when_linearizable
+
+    async def revoked_first() -> None:
+        monkeypatch.setattr(server, "linearizable", linearizable)
+        await revoke(peer)
+        await linearizable()
+
+    def when_revoked(done: Any) -> None:
+        monkeypatch.setattr(server, "when_linearizable", when)
+        asyncio.ensure_future(revoke(peer)).add_done_callback(lambda _: when(done))
+
+    monkeypatch.setattr(server, "linearizable", revoked_first)
+    monkeypatch.setattr(server, "when_linearizable", when_revoked)
+    if call == "Range":
+        reading = peer.kv.Range(pb.RangeRequest(key=b"k"), metadata=ann)
+    elif call == "RangeStream":
+        reading = anext(aiter(peer.kv.RangeStream(pb.RangeRequest(key=b"k"), metadata=ann)))
+    else:
+        reading = anext(aiter(peer.history.Read(ReadHistoryRequest(key=b"k"), metadata=ann)))
+    assert await refused(reading) == errors.PERMISSION_DENIED
 
 
 # -- a token that came earlier than the entry that makes it one ---------------------------------------
