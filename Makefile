@@ -17,6 +17,10 @@ SEED ?=
 LEVEL ?= raft
 ROW ?=
 MINUTES ?= 30
+BACKEND ?= netns
+WORKLOAD ?= register
+NEMESIS ?= all
+TIME ?= 60
 SIM_LEVEL := $(if $(filter member,$(LEVEL)),.member)
 
 # A program of that name on the PATH is not enough: it must start, be new enough and be able to make a venv.
@@ -30,7 +34,7 @@ LICENSES_DEV := $(LICENSES_RUN);MPL-2.0;Mozilla Public License 2.0
 
 .DEFAULT_GOAL := help
 .PHONY: help install run test test-fast test-all lint format proto golden sim trace exhaustive mutants compatibility bench bench-growth bench-soak \
-	bench-failover sbom licenses lock clean \
+	bench-failover jepsen sbom licenses lock clean \
 	docker docker-run
 
 help: ## list the targets
@@ -81,6 +85,10 @@ mutants: $(DEV_READY) ## put known bugs back, one by one: the simulator must fin
 
 compatibility: $(DEV_READY) ## write docs/COMPATIBILITY.md anew, from a real etcd and a member
 	$(BIN)/python -m tests.conformance.compatibility
+
+jepsen: $(DEV_READY) ## members in network namespaces, faults, clients, verdicts (root; TIME, SEED, WORKLOAD, NEMESIS, BACKEND)
+	$(BIN)/python -m tests.jepsen --backend $(BACKEND) --workload $(WORKLOAD) --nemesis $(NEMESIS) --time $(TIME) \
+		--seed $(or $(SEED),$(FIRST)) $(ARGS)
 
 bench: $(DEV_READY) ## every row of docs/BENCHMARK.md beside etcd's (ROW=put-50 or a list; ARGS="--quick", "--readme")
 	$(BIN)/python -m bench --row "$(ROW)" $(ARGS)

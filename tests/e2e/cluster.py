@@ -57,7 +57,13 @@ class Member:
     """One `kvstore serve` process; it can be killed and started again on its data directory."""
 
     def __init__(
-        self, name: str, path: Path, client_port: int, peer_port: int, tls: Certificates | None = None
+        self,
+        name: str,
+        path: Path,
+        client_port: int,
+        peer_port: int,
+        tls: Certificates | None = None,
+        host: str = "127.0.0.1",
     ) -> None:
         scheme = "http" if tls is None else "https"
         self.name = name
@@ -65,9 +71,9 @@ class Member:
         self.data_dir = path / name
         self.log_path = path / f"{name}.log"
         self.admin_path = path / f"{name}.sock"
-        self.client_url = f"{scheme}://127.0.0.1:{client_port}"
-        self.peer_url = f"{scheme}://127.0.0.1:{peer_port}"
-        self.target = f"127.0.0.1:{client_port}"  # for a grpc channel
+        self.client_url = f"{scheme}://{host}:{client_port}"
+        self.peer_url = f"{scheme}://{host}:{peer_port}"
+        self.target = f"{host}:{client_port}"  # for a grpc channel
         self.client_port = client_port
         self.peer_port = peer_port
         self.arguments: list[str] = []
@@ -219,8 +225,9 @@ class Cluster:
         environment: dict[str, str] | None = None,
         tls: Certificates | None = None,
         admin: bool = False,
+        hosts: list[str] | None = None,
     ) -> None:
-        """admin: give each member an admin socket, for failpoints."""
+        """admin: give each member an admin socket, for failpoints. hosts: an address for each, instead of loopback."""
         ports = free_ports(2 * size)
         path.mkdir(parents=True, exist_ok=True)
         self._path = path
@@ -230,8 +237,10 @@ class Cluster:
         self._tls = tls
         self._names = itertools.count(size + 1)
         self._removed: list[Member] = []
+        hosts = hosts or ["127.0.0.1"] * size
         self.members = [
-            Member(f"m{number + 1}", path, ports[2 * number], ports[2 * number + 1], tls) for number in range(size)
+            Member(f"m{number + 1}", path, ports[2 * number], ports[2 * number + 1], tls, hosts[number])
+            for number in range(size)
         ]
         self.initial_cluster = ",".join(f"{member.name}={member.peer_url}" for member in self.members)
         for member in self.members:

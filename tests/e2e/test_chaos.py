@@ -4,7 +4,6 @@ A seeded slice, short enough for every run of the suite. The seed decides the fa
 what meets what is up to the machine. `kvstore.v1.History` on each member is the truth that the checkers compare with.
 """
 
-import json
 import os
 import random
 import signal
@@ -14,12 +13,12 @@ from collections.abc import Callable
 import grpc
 import pytest
 
-from kvstore.pb import history_pb2, history_pb2_grpc, kv_pb2, rpc_pb2, rpc_pb2_grpc
+from kvstore.pb import rpc_pb2
+from tests.e2e.agreement import check_log, check_members
 from tests.e2e.checkers import Truth, check_linearizable, check_revisions, check_watches
 from tests.e2e.cluster import Cluster, Member, wait_for
 from tests.e2e.history import History, Workload
 
-EVERYTHING = b"\0"
 FAULTS = 8
 RECOVERY_SECONDS = 10.0  # from the end of a fault to a write that goes through; twice what a busy machine needs
 
@@ -71,42 +70,9 @@ def write(cluster: Cluster, timeout: float = RECOVERY_SECONDS) -> int:
     return wait_for(put, "a write that goes through", timeout)
 
 
-def changes_of(member: Member) -> list[kv_pb2.Event]:
-    stub = history_pb2_grpc.HistoryStub(member.channel)
-    request = history_pb2.ReadHistoryRequest(key=EVERYTHING, range_end=EVERYTHING)
-    return [change.event for answer in stub.Read(request, timeout=60) for change in answer.changes]
-
-
-def check_members(cluster: Cluster) -> Truth:
-    """All members tell the same history and hash alike. Returns that history."""
-    histories = [changes_of(member) for member in cluster.members]
-    assert all(one == histories[0] for one in histories), "members tell different histories"
-
-    def same_hash() -> bool:
-        hashes = set()
-        for member in cluster.members:
-            answer = rpc_pb2_grpc.MaintenanceStub(member.channel).HashKV(rpc_pb2.HashKVRequest(), timeout=30)
-            hashes.add((answer.hash, answer.hash_revision, answer.compact_revision))
-        return len(hashes) == 1
-
-    def same_index() -> bool:
-        return len({status and status.raftAppliedIndex for status in map(Member.status, cluster.members)}) == 1
-
-    wait_for(same_hash, "equal hashes")
-    wait_for(same_index, "equal applied indexes")
-    return Truth(histories[0])
-
-
 def check_history(history: History, truth: Truth) -> None:
     complaints = check_revisions(history, truth) + check_watches(history, truth) + check_linearizable(history)
     assert not complaints, f"{len(complaints)} complaints:\n" + "\n".join(complaints[:10])
-
-
-def check_log(member: Member) -> None:
-    """Nothing in the log of any run of the member says that something went wrong inside."""
-    for line in member.log_path.read_text(errors="replace").splitlines():
-        level = json.loads(line)["level"] if line.startswith("{") else "not of the logger"
-        assert level in {"debug", "info", "warning"}, f"{member.name}: {line}"
 
 
 @pytest.mark.slow

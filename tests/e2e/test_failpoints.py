@@ -21,9 +21,10 @@ import kvstore.failpoints  # noqa: F401  # declares its points
 from kvstore.debug.trace import chosen, read_trace
 from kvstore.pb import rpc_pb2, rpc_pb2_grpc
 from raft.failpoints import PANIC_EXIT, POINTS
+from tests.e2e.agreement import check_members
 from tests.e2e.cluster import Cluster, Member, clean_environment, wait_for
 from tests.e2e.history import Workload
-from tests.e2e.test_chaos import check_history, check_members, write
+from tests.e2e.test_chaos import check_history, write
 
 # Passed while a member starts on an empty directory.
 START = [

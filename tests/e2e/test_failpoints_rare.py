@@ -10,8 +10,9 @@ import pytest
 
 from kvstore.pb import rpc_pb2, rpc_pb2_grpc
 from raft.failpoints import PANIC_EXIT
+from tests.e2e.agreement import check_members
 from tests.e2e.cluster import Cluster, Member, wait_for
-from tests.e2e.test_chaos import check_members, write
+from tests.e2e.test_chaos import write
 from tests.e2e.test_failpoints import LEASES, MEMBERSHIP, RECEIVER, SENDER
 
 pytestmark = pytest.mark.long

@@ -131,7 +131,8 @@ class Session(asyncio.Protocol):
             return
         connection = self.connection
         try:
-            while not self.is_paused:
+            # A write that fails closes uvloop's transport at once, and connection_lost comes later.
+            while not self.is_paused and not transport.is_closing():
                 data = connection.data_to_send(WRITE_BYTES)
                 if not data:
                     break

@@ -155,3 +155,30 @@ async def test_in_process(count: int) -> None:
         assert server.calls_open == 0, f"seed {seed}"
     print(f"{count} sessions in process, {executions} reads")
     await front.stop(0)
+
+
+class Broken(Transport):
+    """As uvloop's after a write that failed: closed at once, and connection_lost not called yet."""
+
+    def write(self, data: bytes) -> None:
+        if self.is_closed:
+            raise RuntimeError("unable to perform operation, the handler is closed")
+        super().write(data)
+
+
+@pytest.mark.skipif(not SERVER_IS_HERE, reason="the nghttp2 front has no server")
+async def test_a_transport_that_has_closed_itself_is_not_written_to(capfd: pytest.CaptureFixture[str]) -> None:
+    from kvstore.rpc.nghttp2.front import Nghttp2Server
+    from kvstore.rpc.nghttp2.serving import Acceptor
+
+    front = Nghttp2Server(ServerOptions())
+    server = front._server
+    transport = Broken()
+    transport.protocol = Acceptor(server)
+    transport.protocol.connection_made(transport)
+    transport.protocol.data_received(session(random.Random(1))[:100])
+    transport.is_closed = True
+    server.flusher.flush()
+    transport.protocol.connection_lost(None)
+    assert "Traceback" not in "".join(capfd.readouterr())
+    await front.stop(0)

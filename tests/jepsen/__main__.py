@@ -1,0 +1,66 @@
+"""python -m tests.jepsen: one run under faults, judged. One line per verdict; history and report below --out.
+
+Exit code 0: all verdicts pass. 1: some do not. 2: the harness failed, nothing is known. 3: this machine cannot.
+"""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.jepsen.faults import FAULTS
+from tests.jepsen.network import ROOT, NetworkError
+from tests.jepsen.probe import NETNS, describe, missing, probe
+from tests.jepsen.run import HarnessError, Options, Run
+from tests.jepsen.workloads import WORKLOADS
+
+HARNESS_FAILED, CANNOT = 2, 3
+
+
+def nemeses(text: str) -> tuple[str, ...]:
+    names = tuple(FAULTS) if text == "all" else tuple(name for name in text.split(",") if name not in {"", "none"})
+    for name in names:
+        if name not in FAULTS:
+            raise argparse.ArgumentTypeError(f"no {name}: all, none, or some of {', '.join(FAULTS)}")
+    return names
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.jepsen", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--backend", choices=["netns"], default="netns")
+    parser.add_argument("--workload", choices=list(WORKLOADS), default="register")
+    parser.add_argument("--nemesis", type=nemeses, default="all", help=f"all, none, or some of {','.join(FAULTS)}")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--time", type=float, default=60.0, help="seconds under faults")
+    parser.add_argument("--members", type=int, default=5)
+    parser.add_argument("--clients", type=int, default=15)
+    parser.add_argument("--rate", type=float, default=300.0, help="operations a second, of all clients together")
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "jepsen")
+    parser.add_argument("--probe", action="store_true", help="only say what this machine can do")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str]) -> int:
+    given = parse(arguments)
+    found = probe()
+    print(f"this machine can do:\n{describe(found)}", flush=True)
+    if given.probe:
+        return 0
+    if why := missing(NETNS, found):
+        print(f"SKIPPED   backend netns: {why}")
+        return CANNOT
+    options = Options(given.workload, given.nemesis, given.seed, given.time, given.members, given.clients, given.rate)
+    path = given.out / f"{given.workload}-{given.seed}"
+    try:
+        code = Run(options, path).run()
+    except (HarnessError, NetworkError, AssertionError, subprocess.TimeoutExpired) as error:
+        print(f"HARNESS   {type(error).__name__}: {error}")
+        return HARNESS_FAILED
+    print(f"{'pass' if code == 0 else 'FAIL'}: {options.command}\n{path}/report.json")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

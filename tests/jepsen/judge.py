@@ -1,0 +1,74 @@
+"""All verdicts about a run: from its history, its members and their logs. Nothing undecided is a pass."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import pairwise
+
+from tests.e2e.agreement import check_log, check_members
+from tests.e2e.checkers import Truth, Undecided, check_linearizable, check_revisions
+from tests.e2e.cluster import Cluster
+from tests.jepsen.checkers import check_append, check_set
+from tests.jepsen.record import Call, history
+
+PASS, FAIL, UNDECIDED = "pass", "FAIL", "UNDECIDED"
+SHOWN = 5
+
+
+@dataclass
+class Verdict:
+    name: str
+    result: str
+    complaints: list[str]
+    about: str = ""
+
+    def __str__(self) -> str:
+        lines = [f"{self.result:<9} {self.name:<14} {self.about}"]
+        return "\n".join([*lines, *(f"          - {one[:600]}" for one in self.complaints[:SHOWN])])
+
+
+def judged(name: str, check: Callable[[], Iterable[str]], about: str = "") -> Verdict:
+    try:
+        complaints = list(check())
+    except Undecided as error:
+        return Verdict(name, UNDECIDED, [str(error)], about)
+    except AssertionError as error:
+        complaints = [str(error)]
+    return Verdict(name, FAIL if complaints else PASS, complaints, about)
+
+
+def judge(workload: str, calls: list[Call], cluster: Cluster, enough: int) -> list[Verdict]:
+    """enough: acknowledged operations below which a run shows nothing."""
+    counts = {kind: sum(call.type == kind for call in calls) for kind in ("ok", "fail", "info")}
+    about = " ".join(f"{kind}={count}" for kind, count in counts.items())
+    verdicts = [judged("operations", lambda: [f"fewer than {enough} ok"] if counts["ok"] < enough else [], about)]
+    truths: list[Truth] = []
+
+    def members() -> list[str]:
+        truths.append(check_members(cluster))
+        return truths[0].complaints
+
+    verdicts.append(judged("members", members, "equal histories, HashKV and applied indexes; no revision missing"))
+    verdicts.append(judged("logs", lambda: _logs(cluster), "no line above warning"))
+    told = history(calls)
+    if truths:
+        about = f"headers against {truths[0].last} revisions"
+        verdicts.append(judged("revisions", lambda: check_revisions(told, truths[0]), about))
+    if workload == "register":
+        verdicts.append(judged("linearizable", lambda: check_linearizable(told), "each key, blind to headers"))
+    elif workload == "set":
+        verdicts.append(judged("set", lambda: check_set(calls), "no element lost, late or from nowhere"))
+    else:
+        verdicts.append(judged("append", lambda: check_append(calls), "order of lists, cycles of transactions"))
+    return verdicts
+
+
+def _logs(cluster: Cluster) -> list[str]:
+    for member in cluster.members:
+        check_log(member)
+    return []
+
+
+def longest_gap(calls: list[Call], start: int, end: int) -> int:
+    """Nanoseconds at most between two answers to writes within [start, end]."""
+    answered = sorted(call.returned for call in calls if call.ok and call.f != "read" and start <= call.returned <= end)
+    return max((later - earlier for earlier, later in pairwise([start, *answered, end])), default=end - start)

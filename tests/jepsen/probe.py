@@ -1,0 +1,63 @@
+"""Which faults this machine can do. Every capability is tried, not guessed from a version or a file.
+
+`probe()` gives each capability's name and the reason why it is missing ("" when it is there).
+"""
+
+import os
+import shutil
+import subprocess
+import uuid
+
+SECONDS_MAX = 10.0
+
+
+def _run(command: str) -> str:
+    """The reason why the command failed; "" when it did not."""
+    words = command.split()
+    if shutil.which(words[0]) is None:
+        return f"no {words[0]} on the PATH"
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=SECONDS_MAX, check=False)
+    except subprocess.TimeoutExpired:
+        return f"{words[0]} does not end"
+    if done.returncode == 0:
+        return ""
+    return (done.stderr.strip().splitlines() or [f"{words[0]} fails with {done.returncode}"])[0]
+
+
+def probe() -> dict[str, str]:
+    """By capability: "" or why not. Needs some 200 ms; leaves nothing behind."""
+    found = {"docker engine": _run("docker info --format {{.ServerVersion}}")}
+    found["strace inject"] = _run("strace -qq -o /dev/null -e inject=fsync:retval=0 true")
+    rest = ("ip netns", "bridge", "veth", "iptables DROP", "iptables REJECT", "random loss", "tc netem", "tc tbf")
+    if os.geteuid() != 0:
+        return found | dict.fromkeys(rest, "not root")
+    name = f"kjprobe{uuid.uuid4().hex[:6]}"
+    found["ip netns"] = _run(f"ip netns add {name}")
+    if found["ip netns"]:
+        return found | dict.fromkeys(rest, "no namespaces")
+    inside = f"ip netns exec {name}"
+    rule = f"{inside} iptables -w -A INPUT -s 198.18.255.1"
+    try:
+        found["bridge"] = _run(f"{inside} ip link add bridge0 type bridge")
+        found["veth"] = _run(f"{inside} ip link add veth0 type veth peer name veth1")
+        found["iptables DROP"] = _run(f"{rule} -j DROP")
+        found["iptables REJECT"] = _run(f"{rule} -j REJECT")
+        found["random loss"] = _run(f"{rule} -m statistic --mode random --probability 0.5 -j DROP")
+        found["tc netem"] = _run(f"{inside} tc qdisc add dev veth0 root netem delay 1ms")
+        found["tc tbf"] = _run(f"{inside} tc qdisc add dev veth1 root tbf rate 1mbit burst 32kbit latency 400ms")
+    finally:
+        _run(f"ip netns del {name}")
+    return found
+
+
+NETNS = ("ip netns", "bridge", "veth", "iptables DROP", "iptables REJECT")  # without these the backend cannot run
+
+
+def missing(needed: tuple[str, ...], found: dict[str, str]) -> str:
+    """What of `needed` this machine cannot do, and why; "" when it can do all."""
+    return "; ".join(f"{name}: {found[name]}" for name in needed if found[name])
+
+
+def describe(found: dict[str, str]) -> str:
+    return "\n".join(f"  {name:<16} {'yes' if not why else f'NO: {why}'}" for name, why in sorted(found.items()))

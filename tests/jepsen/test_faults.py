@@ -1,0 +1,156 @@
+"""Every fault shows that it bites and heals; one that does not is noticed; nothing is left, however a run ends."""
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from itertools import permutations
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.cluster import wait_for
+from tests.jepsen import guard
+from tests.jepsen.faults import FAULTS, Partition, Processes, System, isolate, partition, ring
+from tests.jepsen.network import ROOT, Network
+from tests.jepsen.probe import missing
+from tests.jepsen.run import make_system, show
+
+MEMBERS = 5
+NETWORK_FAULTS = [name for name, fault in FAULTS.items() if not issubclass(fault, Processes)]
+
+
+@contextlib.contextmanager
+def network_of(count: int) -> Iterator[Network]:
+    with Network([*(f"m{number + 1}" for number in range(count)), "clients"]) as network:
+        yield network
+
+
+def test_every_network_fault_bites_and_heals(netns: dict[str, str], tmp_path: Path) -> None:
+    with network_of(MEMBERS) as network:
+        system = make_system(network, MEMBERS, tmp_path)
+        for name in NETWORK_FAULTS:
+            if missing(FAULTS[name].needs, netns):
+                continue  # a run names it as skipped: test_run
+            assert show(FAULTS[name](system, random.Random(1))) == [], name
+
+
+@pytest.mark.slow
+def test_every_process_fault_bites_and_heals(netns: dict[str, str], tmp_path: Path) -> None:
+    with network_of(3) as network:
+        system = make_system(network, 3, tmp_path)
+        with system.cluster:
+            for name, fault in FAULTS.items():
+                if issubclass(fault, Processes):
+                    system.cluster.wait_leader()
+                    assert show(fault(system, random.Random(1))) == [], name
+
+
+class Nothing(Partition):
+    shape = staticmethod(isolate)
+
+    def begin(self) -> str:
+        self.pairs = isolate(self.system.names, self.rng)
+        return "nothing"
+
+
+class Forever(Partition):
+    shape = staticmethod(isolate)
+
+    def end(self) -> None:
+        pass
+
+
+def test_a_fault_that_does_nothing_or_never_ends_is_noticed(netns: dict[str, str], tmp_path: Path) -> None:
+    with network_of(3) as network:
+        system = make_system(network, 3, tmp_path)
+        assert "does not bite" in show(Nothing(system, random.Random(1)))[0]
+        assert "does not heal" in show(Forever(system, random.Random(1)))[0]
+
+
+def test_shapes() -> None:
+    names = ["a", "b", "c", "d", "e"]
+    assert isolate(names, random.Random(1)) == {(x, y) for x, y in permutations(names, 2) if "a" in (x, y)}
+    for name in names:  # two neighbours and itself: a majority, and everybody has another one
+        assert sum(sender == name for sender, _ in ring(names, random.Random(1))) == 2
+
+
+def test_what_a_rejected_sender_is_told(netns: dict[str, str], tmp_path: Path) -> None:
+    with network_of(2) as network:
+        assert network.connects("m1", "m2", 9) == "refused"  # nobody listens
+        network.cut({("m1", "m2"), ("m2", "m1")})
+        assert network.connects("m1", "m2", 9, timeout=0.3) == "silence"
+        network.heal()
+        network.cut({("m1", "m2"), ("m2", "m1")}, "REJECT")
+        assert network.connects("m1", "m2", 9, timeout=0.3) == "refused"
+
+
+def left(prefix: str, pids: list[int]) -> list[str]:
+    links = [path.name for path in Path("/sys/class/net").iterdir() if path.name == prefix]
+    return [*guard.namespaces(prefix), *links, *(str(pid) for pid in pids if Path(f"/proc/{pid}").exists())]
+
+
+def inodes(prefix: str) -> set[int]:
+    found = set()
+    for name in guard.namespaces(prefix):
+        with contextlib.suppress(OSError):
+            found.add((guard.NAMESPACES / name).stat().st_ino)
+    return found - {os.stat("/proc/self/ns/net").st_ino}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
+def test_nothing_is_left_of_an_interrupted_run(netns: dict[str, str], tmp_path: Path, number: signal.Signals) -> None:
+    """Interrupted in the middle of a fault, with members and clients at work."""
+    with (tmp_path / "out.txt").open("wb") as out:
+        harness = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "tests.jepsen",
+                "--members=3",
+                "--nemesis=isolate",
+                "--time=60",
+                f"--out={tmp_path}",
+            ],
+            stdout=out,
+            stderr=out,
+            cwd=ROOT,
+            start_new_session=True,
+        )
+    prefix = guard.prefix_of(harness.pid)
+    faults = tmp_path / "register-1" / "faults.jsonl"
+    try:
+        wait_for(lambda: faults.exists() and faults.stat().st_size, "a fault")
+        pids = guard.processes_in(inodes(prefix))
+        assert len(pids) == 4, "three members and the clients"
+        harness.send_signal(number)
+        assert harness.wait(30) != 0
+        wait_for(lambda: not left(prefix, pids), f"an end of {left(prefix, pids)}", 15)
+    finally:
+        harness.kill()
+        harness.wait()
+
+
+def test_a_later_run_removes_what_a_killed_guard_has_left(netns: dict[str, str]) -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    prefix = guard.prefix_of(ended.pid)
+    subprocess.run(["ip", "netns", "add", f"{prefix}-m1"], check=True)
+    inside = subprocess.Popen(["ip", "netns", "exec", f"{prefix}-m1", "sleep", "60"])
+    wait_for(lambda: guard.processes_in(inodes(prefix)), "a process inside")
+    assert prefix in guard.sweep()
+    assert inside.wait(5) == -signal.SIGKILL
+    assert left(prefix, []) == []
+
+
+def test_system_names(tmp_path: Path) -> None:
+    network = Network(["m1", "m2"])
+    network.address = {"m1": "198.18.1.1", "m2": "198.18.1.2"}
+    system: System = make_system(network, 2, tmp_path)
+    assert system.names == ["m1", "m2"]
+    assert [member.wrapper[-1] for member in system.cluster.members] == [f"{network.prefix}-m1", f"{network.prefix}-m2"]
+    assert partition(isolate).shape is isolate

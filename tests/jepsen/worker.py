@@ -1,0 +1,57 @@
+"""The clients, a process in a namespace of its own: `python -m tests.jepsen.worker SPEC`, SPEC a JSON object.
+
+It works until a line comes on stdin, then reads everything a last time, and ends. The end of stdin ends it at once.
+"""
+
+import asyncio
+import json
+import random
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from tests.e2e.history import Endpoint
+from tests.jepsen.record import Writer
+from tests.jepsen.workloads import FINAL_SECONDS, WORKLOADS, Client, Workload
+
+
+async def work(client: Client, workload: Workload, rng: random.Random, pause: float, stopping: asyncio.Event) -> None:
+    while not stopping.is_set():
+        due = time.monotonic() + pause * rng.uniform(0.5, 1.5)
+        workload.begun += 1
+        await workload.one(client, rng)
+        await asyncio.sleep(max(0.0, due - time.monotonic()))
+
+
+async def run(spec: dict[str, Any]) -> int:
+    workload = WORKLOADS[spec["workload"]]()
+    endpoints = [Endpoint(name, target) for name, target in spec["members"].items()]
+    stopping = asyncio.Event()
+    count = spec["clients"]
+    loop = asyncio.get_running_loop()
+    with Path(spec["history"]).open("w") as file:
+        writer = Writer(file)
+        clients = [Client(number, count, endpoints[number % len(endpoints)], writer) for number in range(count)]
+        working = [
+            loop.create_task(
+                work(client, workload, random.Random(f"{spec['seed']}/{number}"), count / spec["rate"], stopping)
+            )
+            for number, client in enumerate(clients)
+        ]
+        line = await loop.run_in_executor(None, sys.stdin.readline)
+        if not line:
+            return 1
+        stopping.set()
+        await asyncio.gather(*working)
+        deadline = time.monotonic() + FINAL_SECONDS
+        done = False
+        while not done and time.monotonic() < deadline:
+            done = await workload.final(clients[0])
+        for endpoint in endpoints:
+            await endpoint.channel.close(None)
+        return 0 if done else 2
+
+
+if __name__ == "__main__":
+    sys.exit(asyncio.run(run(json.loads(sys.argv[1]))))
