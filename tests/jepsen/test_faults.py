@@ -38,7 +38,7 @@ def test_every_network_fault_bites_and_heals(netns: dict[str, str], tmp_path: Pa
             assert show(FAULTS[name](system, random.Random(1))) == [], name
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_process_fault_bites_and_heals(netns: dict[str, str], tmp_path: Path) -> None:
     with network_of(3) as network:
         system = make_system(network, 3, tmp_path)
@@ -102,7 +102,7 @@ def inodes(prefix: str) -> set[int]:
     return found - {os.stat("/proc/self/ns/net").st_ino}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
 def test_nothing_is_left_of_an_interrupted_run(netns: dict[str, str], tmp_path: Path, number: signal.Signals) -> None:
     """Interrupted in the middle of a fault, with members and clients at work."""

@@ -16,7 +16,7 @@ SLICES = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("workload", SLICES)
 def test_slice(netns: dict[str, str], tmp_path: Path, workload: str) -> None:
     run = Run(Options(workload, SLICES[workload], seed=1, seconds=SECONDS, members=3), tmp_path / "run")
