@@ -4,21 +4,10 @@ import random
 from pathlib import Path
 
 from kvstore.mvcc import live, schema, transaction
-from kvstore.mvcc.leases import hides
-from kvstore.mvcc.live import KEY_BYTES, LEASE_BYTES, MARK_BYTES, load_live
+from kvstore.mvcc.live import MARK_BYTES, load_live
 from kvstore.mvcc.store import MvccStore
 from kvstore.pb import rpc_pb2 as pb
-from tests.kvstore.state.support import State
-
-
-def walked(store: MvccStore) -> int:
-    """LiveBytes.keys, from the rows."""
-    total = sum(
-        len(kv) + KEY_BYTES
-        for _, kv in store.engine.scan(*schema.latest_rows(b"", None)).rest()
-        if not hides(store.ended, kv)
-    )
-    return total + LEASE_BYTES * len(store.engine.scan(schema.LEASE, schema.after(schema.LEASE)).rest())
+from tests.kvstore.state.support import State, live_bytes
 
 
 async def test_the_official_recipe_frees_what_was_counted(tmp_path: Path) -> None:
@@ -86,9 +75,9 @@ async def test_every_way_to_change_a_key_is_counted(tmp_path: Path) -> None:
             else:
                 request = pb.LeaseGrantRequest(ID=rng.randrange(1, 4), TTL=60)
             await state.apply(request, *([pb.PutRequest(key=key)] if step % 3 else []))
-            assert state.store.live.keys == walked(state.store), (step, request)
+            assert state.store.live.keys == live_bytes(state.store), (step, request)
         await state.apply(pb.CompactionRequest(revision=state.store.current_revision))
-        assert state.store.live.total == walked(state.store)
+        assert state.store.live.total == live_bytes(state.store)
     finally:
         transaction.BIG_DELETE = was
         state.close()
@@ -101,6 +90,6 @@ async def test_a_store_of_before_is_measured_once(tmp_path: Path) -> None:
     batch = state.store.engine.batch()
     batch.delete(schema.META_LIVE)
     state.store.write(batch)
-    assert load_live(state.store.engine).total == walked(state.store)
+    assert load_live(state.store.engine).total == live_bytes(state.store)
     assert live.LiveBytes().total == 0
     state.close()

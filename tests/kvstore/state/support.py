@@ -9,6 +9,7 @@ from google.protobuf.message import Message
 
 from kvstore.mvcc import leases, schema
 from kvstore.mvcc.events import RevisionEvents
+from kvstore.mvcc.live import KEY_BYTES, LEASE_BYTES
 from kvstore.mvcc.store import MvccStore, StoreOptions
 from kvstore.pb import rpc_pb2 as pb
 from kvstore.pb.command_pb2 import ClusterVersion, LeaseCheckpoints, LeaseRevoke
@@ -158,3 +159,13 @@ def _binds(store: MvccStore, row: bytes) -> bool:
     """Whether the row that leads from a lease to a key is one that the key confirms."""
     kv = store.get_latest(row[9:])
     return kv is not None and schema.leased_row(leases.lease_of(kv), row[9:]) == row
+
+
+def live_bytes(store: MvccStore) -> int:
+    """LiveBytes.keys, from the rows."""
+    total = sum(
+        len(kv) + KEY_BYTES
+        for _, kv in store.engine.scan(*schema.latest_rows(b"", None)).rest()
+        if not leases.hides(store.ended, kv)
+    )
+    return total + LEASE_BYTES * len(store.engine.scan(schema.LEASE, schema.after(schema.LEASE)).rest())

@@ -19,6 +19,7 @@ from typing import Any, Final, final
 import structlog
 from structlog.typing import EventDict
 
+from kvstore.mvcc.hash import damaged_key
 from kvstore.mvcc.leases import LeaseChange
 from kvstore.pb import history_pb2
 from kvstore.pb import rpc_pb2 as pb
@@ -30,7 +31,7 @@ from raft.node import Status
 from raft.types import Entry, NodeId, Role
 from tests.e2e.checkers import Undecided, check_linearizable
 from tests.e2e.history import History, Outcome
-from tests.kvstore.state.support import state_hash
+from tests.kvstore.state.support import live_bytes, state_hash
 from tests.sim.member import checks
 from tests.sim.member.changes import Operator, ask_members
 from tests.sim.member.clients import Asked, Client, compact_now_and_then
@@ -409,6 +410,11 @@ class World:
         store, model = member.server.store, truth.model
         if state_hash(store) != state_hash(self.members[0].server.store):
             self.complain(f"the states of {member.name} and {self.members[0].name} differ at {store.applied_index}")
+        if store.live.keys != live_bytes(store):
+            self.complain(f"{member.name} counts {store.live.keys} live bytes, its rows have {live_bytes(store)}")
+        with store.view() as view:
+            if await damaged_key(view) is not None:
+                self.complain(f"the rows of {member.name} contradict each other")
         if (store.current_revision, store.compact_revision) != (model.revision, model.compacted):
             self.complain(
                 f"{member.name} is at {store.current_revision}/{store.compact_revision}, "
