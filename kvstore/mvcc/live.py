@@ -3,7 +3,7 @@
 Counted is what a client can still read: the keys as they were at the compact revision, and every change since. The
 history behind the compact revision is not counted, and a key's value once, though it may stand in `latest` as well.
 
-    total  =  keys as of the compact revision  +  rows of `versions` and `events` written since
+    total  =  keys and leases as of the compact revision  +  rows of `versions` and `events`, and leases, since
 
 Writes keep two sums, which cost an addition each: the size of the keys as they are now (`keys`), and of the rows
 written so far (`written`, taken from the batches). A compaction of revision C needs both as they were at C. When C is
@@ -57,6 +57,12 @@ class LiveBytes(NamedTuple):
             batch.delete_range(schema.live_mark_row(compact_revision), schema.LIVE_MARKS_END)
         if self.written // MARK_BYTES > before.written // MARK_BYTES:
             batch.put(schema.live_mark_row(revision), _MARK.pack(self.keys, self.written))
+
+
+def rows_bytes(batch: WriteBatch) -> int:
+    """An empty batch has a head, and an entry that writes nothing must count as nothing."""
+    size: int = batch.size_in_bytes()
+    return 0 if batch.is_empty() else size
 
 
 def load_live(engine: "Engine") -> LiveBytes:

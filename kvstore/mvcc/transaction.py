@@ -24,7 +24,7 @@ from kvstore.mvcc.encoding import delete_event, key_of, key_value, put_event, va
 from kvstore.mvcc.engine import Scan
 from kvstore.mvcc.events import AppliedEvent, RevisionEvents
 from kvstore.mvcc.leases import LeaseOverlay, hides, lease_of
-from kvstore.mvcc.live import KEY_BYTES, LEASE_BYTES, mark_at
+from kvstore.mvcc.live import KEY_BYTES, LEASE_BYTES, mark_at, rows_bytes
 from kvstore.mvcc.overlay import OverlayScan
 from kvstore.mvcc.slices import Budget
 from kvstore.mvcc.store import LatestScan, MvccStore, Reader, StateRow, latest_scan
@@ -304,7 +304,7 @@ class WriteGroup(Reader):
         assert self.compact_revision < revision <= self.current_revision
         self.compact_revision = revision
         if revision == self.current_revision:
-            mark = self._live_keys, self._written + self._rows_so_far().size_in_bytes()
+            mark = self._live_keys, self._written + rows_bytes(self._rows_so_far())
         else:
             mark = mark_at(self._store.scan(schema.live_mark_row(revision), schema.LIVE_MARKS_END))
         self._live = self._live.compacted(mark)
@@ -362,7 +362,7 @@ class WriteGroup(Reader):
         await self._store.engine.settle(budget)
         await fail_async("applyBeforeSpill")
         rows = self._rows_so_far()
-        self._written += rows.size_in_bytes()
+        self._written += rows_bytes(rows)
         self._store.write(rows)
         self._rows = self._store.engine.batch()
         self.spills += 1
@@ -382,7 +382,7 @@ class WriteGroup(Reader):
         """Everything becomes visible. The group is used up."""
         await self._store.engine.settle(self.budget())
         batch = self._rows_so_far()
-        self._written += batch.size_in_bytes()
+        self._written += rows_bytes(batch)
         for low, high in self._cleared:
             batch.delete_range(*schema.latest_rows(low, high))
         # After the intervals: the overlay is newer than all of them.
@@ -400,7 +400,9 @@ class WriteGroup(Reader):
                 put(row, value)
         for member, (boot, sequence) in self._seen.items():
             batch.put(schema.seen_row(member), schema.pack_pair(boot, sequence))
-        self._live_keys += LEASE_BYTES * sum([one.granted - (one.row is None) for one in self.leases.changes])
+        granted = LEASE_BYTES * sum([one.granted for one in self.leases.changes])
+        self._written += granted
+        self._live_keys += granted - LEASE_BYTES * sum([one.row is None for one in self.leases.changes])
         live = self._live._replace(keys=self._live_keys, written=self._written)
         compacted = self.compact_revision if self.compact_revision != self._store.compact_revision else None
         live.put(batch, self._store.live, self.current_revision, compacted)

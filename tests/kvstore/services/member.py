@@ -52,6 +52,7 @@ class FakeServer:
         election_timeout: int = 1000,
         progress_seconds: float = 600.0,
         auth: AuthSettings = AUTH,
+        quota_backend_bytes: int = 0,
     ) -> None:
         self.config: Any = SimpleNamespace(
             max_txn_ops=128,
@@ -60,7 +61,7 @@ class FakeServer:
             request_timeout=5.0,
             lease_checkpoint=False,
             enable_grpc_reflection=False,
-            quota_backend_bytes=0,
+            quota_backend_bytes=quota_backend_bytes,
             max_request_bytes=1536 * 1024,
         )
         self.store = MvccStore.open(path)
