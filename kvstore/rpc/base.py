@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import structlog
 
-from kvstore.errors import Code, KvError
+from kvstore.errors import PERMISSION_DENIED, Code, KvError
 
 if TYPE_CHECKING:
     from kvstore.rpc.counts import Counts, MethodCounts
@@ -86,7 +86,7 @@ def deliver(calls: list[Call], handler: CallHandler, gate: "Gate", counts: "Meth
         for call in calls:
             call.fail(refused)
         return
-    guard = gate.guard
+    guard = gate.server.guard
     if guard is not None and guard.is_on:
         calls = guard.admit(gate.method, calls, handler)
     handle(calls, handler)
@@ -173,24 +173,22 @@ class Guard(Protocol):
 class Gate:
     """The way in to one method."""
 
-    __slots__ = ("_server", "method")
+    __slots__ = ("_is_declared", "method", "server")
 
     def __init__(self, server: "RpcServer", method: str) -> None:
-        self._server = server
+        self.server = server
         self.method = method
+        # Nobody has said who may call it: nobody may (RELIABILITY 4b).
+        self._is_declared = server.declares(method)
 
     def refusal(self) -> KvError | None:
-        return self._server.refusal(self.method)
-
-    @property
-    def guard(self) -> Guard | None:
-        return self._server.guard
+        return self.server.refusal(self.method) if self._is_declared else PERMISSION_DENIED
 
     def opening(self, factory: StreamHandlerFactory) -> StreamHandlerFactory:
         """The factory behind the guard."""
 
         def open_(stream: Stream) -> StreamHandler:
-            guard = self._server.guard
+            guard = self.server.guard
             return guard.open(stream, factory) if guard is not None and guard.is_on else factory(stream)
 
         return open_
@@ -219,6 +217,9 @@ class RpcServer(ABC):
     # Asked for each list of calls, each stream and each call of generated code, by the method's full path: why it is
     # not served now.
     refusal: Callable[[str], KvError | None] = staticmethod(lambda method: None)
+
+    # Whether it is known who may call a method. Set before any is added.
+    declares: Callable[[str], bool] = staticmethod(lambda method: True)
 
     # Who decides about callers; None: nobody is asked who it is. Set before `start`.
     guard: Guard | None = None

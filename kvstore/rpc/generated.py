@@ -113,7 +113,7 @@ class GeneratedMethod:
         refused = self._gate.refusal()
         if refused is not None:
             raise refused
-        guard = self._gate.guard
+        guard = self._gate.server.guard
         if guard is not None and guard.is_on:
             await guard.check(self._path, ContextCaller(context), request)
 

@@ -70,22 +70,23 @@ class Auth:
     def __init__(self, host: Host, settings: AuthSettings) -> None:
         """Raises ValueError or OSError when the keys of --auth-token cannot be used."""
         self._host = host
+        self._store = host.store
         self._by_certificate = settings.by_certificate
         self._jwt = jwt_tokens(settings.jwt)
         self._simple = SimpleTokens(settings.token_ttl)
         self.passwords = Passwords(settings.bcrypt_cost)
         self._waiting = 0  # callers whose token may be known later
         self._tasks: set[asyncio.Task[None]] = set()  # the loop keeps only weak references to tasks
-        host.store.on_swap.append(self.forget)
+        self._store.on_swap.append(self.forget)
 
     @property
     def table(self) -> AuthTable:
         """Of the state that a read would see now."""
-        return self._host.store.auth
+        return self._store.auth
 
     @property
     def is_on(self) -> bool:
-        return self._host.store.auth.enabled
+        return self._store.auth.enabled
 
     # Who calls
 
@@ -112,12 +113,12 @@ class Auth:
         parts = tokens.split(token)
         if parts is None:
             return None
-        user = self._simple.user_of(parts[0], self._host.now(), self._host.store.last_entry_time)
+        user = self._simple.user_of(parts[0], self._host.now(), self._store.last_entry_time)
         return None if user is None else Identity(user, table.revision)
 
     def is_ahead(self, caller: Caller) -> bool:
         """The caller's token may be one that this member will know once it has applied more."""
-        return self._index_of(caller) > self._host.store.applied_index
+        return self._index_of(caller) > self._store.applied_index
 
     def _index_of(self, caller: Caller) -> int:
         parts = tokens.split(_token(caller)) if self._jwt is None else None
@@ -216,7 +217,7 @@ class Auth:
         await self._host.propose_one(Op.AUTHENTICATE, login.SerializeToString(), auth_revision=who.revision)
         jwt = self._jwt
         if jwt is None:
-            return f"{random_part}.{self._host.store.applied_index}"
+            return f"{random_part}.{self._store.applied_index}"
         now = self._host.wall_clock() / 1e9
         return await self.passwords.run(lambda: jwt.issue(who, now))
 

@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, final
 
 from kvstore.auth.methods import METHODS
-from kvstore.errors import NOT_SUPPORTED_FOR_LEARNER, PERMISSION_DENIED, KvError
+from kvstore.errors import NOT_SUPPORTED_FOR_LEARNER, KvError
 
 if TYPE_CHECKING:
     from kvstore.rpc.base import RpcServer
@@ -56,6 +56,7 @@ def register(rpc: "RpcServer", server: "KvServer") -> Services:
     from kvstore.services.watch import WatchService
 
     rpc.refusal = partial(_refusal, server)
+    rpc.declares = METHODS.__contains__
     rpc.guard = server.auth
     kv = KvService(server)
     kv.register(rpc)
@@ -83,8 +84,6 @@ LEARNER_METHODS = frozenset(
 
 
 def _refusal(server: "KvServer", method: str) -> KvError | None:
-    if method not in METHODS:
-        return PERMISSION_DENIED  # nobody has said who may call it (RELIABILITY 4b)
     return NOT_SUPPORTED_FOR_LEARNER if server.is_learner and method not in LEARNER_METHODS else None
 
 
