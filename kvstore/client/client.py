@@ -459,7 +459,8 @@ class Client:
         # A member that is cut off from the others answers nobody: leave time to ask another one.
         share = 2 if len(pool.endpoints) > 1 else 1
         try:
-            await endpoint.connect(min(self._dial_timeout, max(0.0, deadline - _now())) / share)
+            left = max(0.0, deadline - _now())
+            await endpoint.connect(min(self._dial_timeout, left) / share, left / share)
             remaining = deadline - _now()
             if remaining <= 0:
                 raise DeadlineExceeded("no time was left to send the request")

@@ -16,12 +16,13 @@ import grpc
 import grpc.aio
 
 from kvstore.client.credentials import Credentials, TokenChannel, error_of
-from kvstore.client.errors import ClientError, NotConnected, from_status
+from kvstore.client.errors import ClientError, NotConnected, Unavailable, from_status
 from kvstore.errors import Code, KvError
 from kvstore.pb import history_pb2_grpc, rpc_pb2_grpc
 
 T = TypeVar("T")
 
+LOGIN_SECONDS: Final = 5.0  # a member takes long on purpose, and asks the others first
 BACKOFF_SECONDS_MIN: Final = 0.05
 BACKOFF_SECONDS_MAX: Final = 2.0
 
@@ -72,17 +73,20 @@ class Endpoint:
     def history(self) -> "history_pb2_grpc.HistoryAsyncStub":
         return history_pb2_grpc.HistoryStub(self.channel)
 
-    async def connect(self, timeout: float) -> None:
+    async def connect(self, timeout: float, login_timeout: float = LOGIN_SECONDS) -> None:
         """Return once requests can leave, in the name of the user if there is one.
 
-        Raises NotConnected when the attempt failed or took too long, another ClientError when the login was refused.
+        Raises NotConnected when that failed or took too long, another ClientError when the login was refused.
         """
         await self._connect(timeout)
         if self._credentials is not None:
             try:
-                await self._credentials.log_in(self.channel, timeout)
+                await self._credentials.log_in(self.channel, login_timeout)
             except grpc.aio.AioRpcError as failure:
-                raise to_client_error(failure, self, mutation=False) from None
+                error = to_client_error(failure, self, mutation=False)
+                if isinstance(error, Unavailable):  # nothing was sent but the login: another member may do
+                    raise NotConnected(f"no login at {self.url}: {error.message}") from None
+                raise error from None
 
     def wants_login(self, error: ClientError | grpc.aio.AioRpcError) -> bool:
         """Whether it says that the token is not good (any more). After the next `connect` there is another one."""
@@ -99,7 +103,7 @@ class Endpoint:
         except grpc.aio.AioRpcError as failure:
             if not self.wants_login(failure):
                 raise
-        await self.connect(timeout)
+        await self.connect(timeout, timeout)
         return await call()
 
     async def _connect(self, timeout: float) -> None:
