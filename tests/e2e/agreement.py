@@ -19,31 +19,33 @@ def changes_of(member: Member) -> list[kv_pb2.Event]:
 def check_members(cluster: Cluster) -> Truth:
     """All members tell the same history and hash alike. Returns that history."""
 
-    def same_hash() -> bool:
-        hashes = set()
+    def hashes() -> set[tuple[int, int, int]]:
+        found = set()
         for member in cluster.members:
             answer = rpc_pb2_grpc.MaintenanceStub(member.channel).HashKV(rpc_pb2.HashKVRequest(), timeout=30)
-            hashes.add((answer.hash, answer.hash_revision, answer.compact_revision))
-        return len(hashes) == 1
+            found.add((answer.hash, answer.hash_revision, answer.compact_revision))
+        return found
 
     def same_index() -> bool:
         return len({status and status.raftAppliedIndex for status in map(Member.status, cluster.members)}) == 1
 
+    def histories() -> list[list[kv_pb2.Event]] | None:
+        """None: a write that nobody waits for any more came meanwhile, or is not everywhere yet."""
+        before = hashes()
+        found = [changes_of(member) for member in cluster.members]
+        return found if len(before) == 1 and hashes() == before else None
+
     wait_for(same_index, "equal applied indexes")
-    wait_for(same_hash, "equal hashes")
-    return Truth(wait_for(lambda: _common_history(cluster), "histories of equal length"))
-
-
-def _common_history(cluster: Cluster) -> list[kv_pb2.Event] | None:
-    """None while one is only shorter: a write that nobody waits for any more may still come. What differs never may."""
-    histories = sorted((changes_of(member) for member in cluster.members), key=len)
-    for one, other in pairwise(histories):
-        assert other[: len(one)] == one, f"members tell different histories: {_first_difference(one, other)}"
-    return histories[-1] if len(histories[0]) == len(histories[-1]) else None
+    found = wait_for(histories, "equal hashes, before and after the histories are read")
+    for one, other in pairwise(found):
+        assert one == other, f"members tell different histories: {_first_difference(one, other)}"
+    return Truth(found[0])
 
 
 def _first_difference(one: list[kv_pb2.Event], other: list[kv_pb2.Event]) -> str:
-    return next(f"{left} and {right}" for left, right in zip(one, other, strict=False) if left != right)
+    pairs = zip(one, other, strict=False)
+    different = next((f"{left} and {right}" for left, right in pairs if left != right), None)
+    return different or f"{len(one)} changes and {len(other)}, of which one goes on"
 
 
 def check_log(member: Member) -> None:
