@@ -7,7 +7,8 @@ from itertools import pairwise
 from tests.e2e.agreement import check_log, check_members
 from tests.e2e.checkers import Truth, Undecided, check_linearizable, check_revisions
 from tests.e2e.cluster import Cluster
-from tests.jepsen.checkers import check_append, check_set
+from tests.jepsen.checkers.append import check_append
+from tests.jepsen.checkers.set import check_set
 from tests.jepsen.record import Call, history
 
 PASS, FAIL, UNDECIDED = "pass", "FAIL", "UNDECIDED"

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from tests.e2e.checkers import check_linearizable
-from tests.jepsen.checkers import check_append, check_set
+from tests.jepsen.checkers.append import check_append
+from tests.jepsen.checkers.set import check_set
 from tests.jepsen.judge import longest_gap
 from tests.jepsen.record import NEVER, Call, calls, history
 

@@ -13,7 +13,8 @@ from typing import Any
 
 from tests.e2e.history import Endpoint
 from tests.jepsen.record import Writer
-from tests.jepsen.workloads import FINAL_SECONDS, WORKLOADS, Client, Workload
+from tests.jepsen.workloads import WORKLOADS
+from tests.jepsen.workloads.base import FINAL_SECONDS, Client, Workload
 
 
 async def work(client: Client, workload: Workload, rng: random.Random, pause: float, stopping: asyncio.Event) -> None:

@@ -1,12 +1,6 @@
-"""Was what the clients saw possible? From the calls of a history to a list of complaints; empty means yes.
-
-The register workload is judged by tests.e2e.checkers (per-key linearizability blind to headers, and the order of
-revisions); here is what these do not know: sets and lists.
-
-    check_set      every element: there from its acknowledgement on, never before it was asked for, never when refused
-    check_append   the longest read of a list is its order, and every read is a beginning of it; then the dependencies
-                   of transactions (who wrote what who read, who overwrote it, who ended before whom began) must have
-                   no cycle (after Kingsbury and Alvaro, "Elle", VLDB 2020)
+"""Lists: the longest read of one is its order, and every read is a beginning of it; then the dependencies of
+transactions (who wrote what who read, who overwrote it, who ended before whom began) must have no cycle (after
+Kingsbury and Alvaro, "Elle", VLDB 2020).
 """
 
 from __future__ import annotations
@@ -16,36 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from tests.jepsen.record import NEVER, Call
-
-
-def check_set(calls: list[Call]) -> list[str]:
-    adds = {call.asked: call for call in calls if call.f == "add"}
-    by_set: dict[str, list[Call]] = defaultdict(list)
-    for call in adds.values():
-        by_set[call.key].append(call)
-    complaints: list[str] = []
-    seen_by: dict[int, int] = {}  # element -> when a read that has it returned first
-    for read in sorted((one for one in calls if one.f == "read" and one.ok), key=lambda one: one.returned):
-        there = set(read.value)
-        if len(there) != len(read.value):
-            complaints.append(f"{read.key}: an element twice in {_brief(read.value)}")
-        for element in there:
-            add = adds.get(element)
-            if add is None or add.key != read.key:
-                complaints.append(f"{read.key}: {element} was never added to it")
-            elif add.type == "fail" or add.invoked > read.returned:
-                complaints.append(f"{read.key}: {element} is there, its add {add.type} and began at {add.invoked}")
-            seen_by.setdefault(element, read.returned)
-        for add in by_set[read.key]:
-            known = min(add.returned if add.ok else NEVER, seen_by.get(add.asked, NEVER))
-            if known < read.invoked and add.asked not in there:
-                complaints.append(f"{read.key}: {add.asked} was there at {known}, not read at {read.invoked}")
-    unread = by_set.keys() - {call.key for call in calls if call.f == "read" and call.ok}
-    return complaints + [f"{key} was never read" for key in sorted(unread)]
-
-
-# Lists
+from tests.jepsen.checkers.text import brief
+from tests.jepsen.record import Call
 
 
 @dataclass(eq=False)
@@ -57,7 +23,7 @@ class _Txn:
     appends: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
 
     def __repr__(self) -> str:
-        return f"#{self.call.process}@{self.call.invoked} {self.call.type} {_brief(self.call.value)}"
+        return f"#{self.call.process}@{self.call.invoked} {self.call.type} {brief(self.call.value)}"
 
 
 class _Lists:
@@ -96,7 +62,7 @@ class _Lists:
 
     def _check_read(self, txn: _Txn, key: str, read: tuple[int, ...]) -> None:
         if self.order[key][: len(read)] != read if read else False:
-            self.complaints.append(f"{key}: {_brief(read)} is no beginning of {_brief(self.order[key])}: {txn}")
+            self.complaints.append(f"{key}: {brief(read)} is no beginning of {brief(self.order[key])}: {txn}")
         if read:
             writer = self.writer.get((key, read[-1]))
             if writer is not None and writer.appends[key][-1] != read[-1]:
@@ -104,7 +70,7 @@ class _Lists:
 
     def _check_order(self, key: str, order: tuple[int, ...]) -> None:
         if len(set(order)) != len(order):
-            self.complaints.append(f"{key}: an element twice in {_brief(order)}")
+            self.complaints.append(f"{key}: an element twice in {brief(order)}")
         for element in order:
             writer = self.writer.get((key, element))
             if writer is None:
@@ -204,8 +170,3 @@ def _components(graph: dict[object, set[object]]) -> Iterable[list[object]]:
                         component.append(stack.pop())
                         on_stack.discard(component[-1])
                     yield component
-
-
-def _brief(value: object) -> str:
-    text = str(value)
-    return text if len(text) < 200 else f"{text[:90]} ... {text[-90:]}"
