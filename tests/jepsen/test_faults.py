@@ -14,13 +14,14 @@ import pytest
 
 from tests.e2e.cluster import wait_for
 from tests.jepsen import guard
-from tests.jepsen.faults import FAULTS, Partition, Processes, System, isolate, partition, ring
+from tests.jepsen.faults import System
+from tests.jepsen.faults.partitions import PARTITIONS, Partition, isolate, partial, partition, ring
+from tests.jepsen.faults.processes import PROCESSES
 from tests.jepsen.network import ROOT, Network
 from tests.jepsen.probe import missing
 from tests.jepsen.run import make_system, show
 
 MEMBERS = 5
-NETWORK_FAULTS = [name for name, fault in FAULTS.items() if not issubclass(fault, Processes)]
 
 
 @contextlib.contextmanager
@@ -32,10 +33,10 @@ def network_of(count: int) -> Iterator[Network]:
 def test_every_network_fault_bites_and_heals(netns: dict[str, str], tmp_path: Path) -> None:
     with network_of(MEMBERS) as network:
         system = make_system(network, MEMBERS, tmp_path)
-        for name in NETWORK_FAULTS:
-            if missing(FAULTS[name].needs, netns):
+        for name, fault in PARTITIONS.items():
+            if missing(fault.needs, netns):
                 continue  # a run names it as skipped: test_run
-            assert show(FAULTS[name](system, random.Random(1))) == [], name
+            assert show(fault(system, random.Random(1))) == [], name
 
 
 @pytest.mark.long
@@ -43,10 +44,9 @@ def test_every_process_fault_bites_and_heals(netns: dict[str, str], tmp_path: Pa
     with network_of(3) as network:
         system = make_system(network, 3, tmp_path)
         with system.cluster:
-            for name, fault in FAULTS.items():
-                if issubclass(fault, Processes):
-                    system.cluster.wait_leader()
-                    assert show(fault(system, random.Random(1))) == [], name
+            for name, fault in PROCESSES.items():
+                system.cluster.wait_leader()
+                assert show(fault(system, random.Random(1))) == [], name
 
 
 class Nothing(Partition):
@@ -73,6 +73,7 @@ def test_a_fault_that_does_nothing_or_never_ends_is_noticed(netns: dict[str, str
 
 def test_shapes() -> None:
     names = ["a", "b", "c", "d", "e"]
+    assert {("a", "b"), ("b", "a")} <= partial(names, random.Random(1)) != set(permutations(names, 2))
     assert isolate(names, random.Random(1)) == {(x, y) for x, y in permutations(names, 2) if "a" in (x, y)}
     for name in names:  # two neighbours and itself: a majority, and everybody has another one
         assert sum(sender == name for sender, _ in ring(names, random.Random(1))) == 2

@@ -1,0 +1,12 @@
+"""Nemeses: each does something bad to some members, shows that it bites, and undoes it. A file for each family.
+
+Whether this machine can do a fault is the probe's answer to `needs`. docs/JEPSEN.md has the table.
+"""
+
+from tests.jepsen.faults.base import Fault, System, Told
+from tests.jepsen.faults.partitions import PARTITIONS
+from tests.jepsen.faults.processes import PROCESSES
+
+__all__ = ["FAULTS", "Fault", "System", "Told"]
+
+FAULTS: dict[str, type[Fault]] = {**PARTITIONS, **PROCESSES}
