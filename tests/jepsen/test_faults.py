@@ -15,6 +15,7 @@ import pytest
 from tests.e2e.cluster import wait_for
 from tests.jepsen import guard
 from tests.jepsen.faults import System
+from tests.jepsen.faults.links import LINKS
 from tests.jepsen.faults.partitions import PARTITIONS, Partition, isolate, partial, partition, ring
 from tests.jepsen.faults.processes import PROCESSES
 from tests.jepsen.network import ROOT, Network
@@ -33,9 +34,19 @@ def network_of(count: int) -> Iterator[Network]:
 def test_every_network_fault_bites_and_heals(netns: dict[str, str], tmp_path: Path) -> None:
     with network_of(MEMBERS) as network:
         system = make_system(network, MEMBERS, tmp_path)
-        for name, fault in PARTITIONS.items():
+        for name, fault in {**PARTITIONS, "duplicate": LINKS["duplicate"]}.items():
             if missing(fault.needs, netns):
                 continue  # a run names it as skipped: test_run
+            assert show(fault(system, random.Random(1))) == [], name
+
+
+@pytest.mark.long
+def test_every_other_link_bites_and_heals(netns: dict[str, str], tmp_path: Path) -> None:
+    with network_of(3) as network:
+        system = make_system(network, 3, tmp_path)
+        for name, fault in LINKS.items():
+            if missing(fault.needs, netns):
+                pytest.skip(missing(fault.needs, netns))
             assert show(fault(system, random.Random(1))) == [], name
 
 
