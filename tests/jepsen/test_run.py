@@ -29,7 +29,7 @@ def test_slice(netns: dict[str, str], tmp_path: Path, workload: str) -> None:
 
 
 def test_what_cannot_be_done_is_skipped_by_name() -> None:
-    found = {"iptables DROP": "", "iptables REJECT": "", "random loss": "no such match"}
+    found = {need: "" for fault in FAULTS.values() for need in fault.needs} | {"random loss": "no such match"}
     able, skipped = possible(tuple(FAULTS), found)
     assert skipped == {"flaky": "random loss: no such match"}
     assert set(able) == FAULTS.keys() - {"flaky"}
