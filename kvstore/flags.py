@@ -81,6 +81,13 @@ _SERVED: Final = [
     Setting("peer-crl-file", "path", "", "Which of peers' certificates are revoked.", SECURITY),
     Setting("peer-cert-allowed-cn", "text", "", "Common names that a peer's certificate must have.", SECURITY),
     Setting("peer-cert-allowed-hostname", "text", "", "Host names that a peer's certificate must have.", SECURITY),
+    Setting(
+        "peer-skip-client-san-verification",
+        "bool",
+        "false",
+        "Do not ask whether a peer's certificate is of the address that it dials from.",
+        SECURITY,
+    ),
     Setting("peer-auto-tls", "bool", "false", "Make a certificate for peers; believe any peer's.", SECURITY),
     Setting("self-signed-cert-validity", "int", "1", "Years that a certificate is for that a member makes.", SECURITY),
     Setting("tls-min-version", "text", "TLS1.2", "The oldest TLS that is spoken: TLS1.2 or TLS1.3.", SECURITY),
@@ -150,9 +157,11 @@ _COMPATIBLE: Final = [
     _also("experimental-watch-progress-notify-interval", "seconds", "watch-progress-notify-interval"),
     _also("compact-hash-check-time", "seconds", "experimental-compact-hash-check-time"),
     _also("corrupt-check-time", "seconds", "experimental-corrupt-check-time"),
+    _also("experimental-peer-skip-client-san-verification", "bool", "peer-skip-client-san-verification"),
     Setting("feature-gates", "text", "", "etcd 3.6's: LeaseCheckpoint=true and others.", OTHER),
     _ignored("client-cert-file"),  # of etcd's gateway as a client of itself; ours calls in process
     _ignored("client-key-file"),
+    _ignored("skip-client-san-verification", "bool", "false", "true"),  # of the file's client section: nobody asks
     _taken("wal-dir", "text"),
     _taken("force-new-cluster", "bool", "false"),
     _taken("unsafe-no-fsync", "bool", "false"),
@@ -180,7 +189,6 @@ _COMPATIBLE: Final = [
             "experimental-stop-grpc-service-on-defrag",
             "experimental-txn-mode-write-with-shared-buffer",
             "memory-mlock",
-            "peer-skip-client-san-verification",
         )
     ],
     *[
@@ -220,7 +228,6 @@ _COMPATIBLE: Final = [
             "warning-apply-duration",
             "warning-unary-request-duration",
             "experimental-compaction-batch-limit",
-            "experimental-peer-skip-client-san-verification",
         )
     ],
 ]

@@ -34,6 +34,7 @@ def server_tls(files: TlsFiles | None) -> "ServerTls | None":
         client_auth=files.client_auth,
         crl_file=files.crl_file,
         allowed=Allowed(names=files.allowed_names, hosts=files.allowed_hosts),
+        of_its_address=files.of_its_address,
         versions=_versions(files),
     )
 

@@ -30,6 +30,7 @@ class TlsFiles:
     crl_file: Path | None = None
     allowed_names: tuple[str, ...] = ()  # a certificate must have one of these common names ...
     allowed_hosts: tuple[str, ...] = ()  # ... or of these host names
+    of_its_address: bool = False  # ... and be of the machine that shows it
     dialing_cert_file: Path | None = None  # shown to peers instead of cert_file
     dialing_key_file: Path | None = None
     generated_years: int = 0  # certificate and key are made at the start, for so long; 0: they are the user's
@@ -84,6 +85,7 @@ def tls_files(
         crl_file=crl,
         allowed_names=names,
         allowed_hosts=hosts,
+        of_its_address=prefix != "" and ca is not None and not values.boolean("peer-skip-client-san-verification"),
         dialing_cert_file=dialing[0],
         dialing_key_file=dialing[1],
         generated_years=years,

@@ -11,6 +11,7 @@ All are EC keys, so a set takes milliseconds. The fixture `certificates` (tests/
 
 import datetime
 import ipaddress
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,22 +60,19 @@ class Authority:
         )
         self.path.write_bytes(_pem(authority))
 
-    def sign(self, name: str, file: str = "") -> Pair:
-        """A certificate for this machine's loopback names, good for both ends of a connection.
+    def sign(self, name: str, file: str = "", names: Sequence[x509.GeneralName] = NAMES) -> Pair:
+        """A certificate that is good for both ends of a connection.
 
-        name: its common name. file: of what the files are called; written last the certificate, so that whoever
-        waits for a change of it finds both.
+        name: its common name. names: its alternative ones; this machine's loopback names. file: of what the files are
+        called; written last the certificate, so that whoever waits for a change of it finds both.
         """
         key = ec.generate_private_key(ec.SECP256R1())
-        certificate = (
-            _builder(_name(name), self._name, key.public_key())
-            .add_extension(x509.SubjectAlternativeName(NAMES), critical=False)
-            .add_extension(
-                x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]),
-                critical=False,
-            )
-            .sign(self._key, hashes.SHA256())
+        builder = _builder(_name(name), self._name, key.public_key()).add_extension(
+            x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False
         )
+        if names:
+            builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
+        certificate = builder.sign(self._key, hashes.SHA256())
         pair = Pair(self._folder / f"{file or name}.crt", self._folder / f"{file or name}.key")
         private = key.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()

@@ -1,10 +1,10 @@
 """Whose certificate is let in, beyond that an authority signed it: not revoked, and of a name that is allowed.
 
 Looked at when a handshake is done, by every listener and by who dials a peer: a front's own handshake knows nothing
-of it. A list of revoked certificates counts by serial number, as etcd counts it, whatever date the list has.
+of it. A list of revoked certificates counts by serial number, as etcd counts it, whatever date the list has. At the
+peers' port it must also be of the machine that shows it, which may have to be looked up (client_address.py).
 """
 
-import ipaddress
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,8 @@ from typing import Any, Final, final
 
 import structlog
 from cryptography import x509
+
+from kvstore.rpc import client_address
 
 log = structlog.get_logger(__name__)
 
@@ -43,13 +45,11 @@ class Allowed:
 def _is_named(certificate: Any, host: str) -> bool:
     """As a client that dials `host` would look at it (RFC 6125): the alternative names only."""
     alternatives = certificate.get("subjectAltName", ())
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        label, _, rest = host.lower().partition(".")
-        wanted = {f"{label}.{rest}" if rest else label, f"*.{rest}"} if rest else {label}
-        return any(kind == "DNS" and name.lower() in wanted for kind, name in alternatives)
-    return any(kind == "IP Address" and ipaddress.ip_address(name.strip()) == address for kind, name in alternatives)
+    if client_address.is_address(host):
+        return client_address.is_among(host, [name for kind, name in alternatives if kind == "IP Address"])
+    label, _, rest = host.lower().partition(".")
+    wanted = {f"{label}.{rest}" if rest else label, f"*.{rest}"} if rest else {label}
+    return any(kind == "DNS" and name.lower() in wanted for kind, name in alternatives)
 
 
 def read_revoked(file: Path) -> frozenset[int]:
@@ -63,9 +63,11 @@ def read_revoked(file: Path) -> frozenset[int]:
 class Admission:
     """Of one listener. `revoked` is replaced when its file changes."""
 
-    def __init__(self, allowed: Allowed, revoked: frozenset[int]) -> None:
+    def __init__(self, allowed: Allowed, revoked: frozenset[int], *, of_its_address: bool = False) -> None:
+        """of_its_address: whoever has passed `admits` must pass `admits_address` too."""
         self._allowed = allowed
         self.revoked = revoked
+        self.of_its_address = of_its_address
 
     @property
     def is_open(self) -> bool:
@@ -77,14 +79,28 @@ class Admission:
         if self.is_open:
             return True
         reason = self.refusal(transport)
-        if reason:
-            log.warning("a connection is refused", peer=str(transport.get_extra_info("peername")), reason=reason)
-        return not reason
+        return _told(transport, reason)
+
+    async def admits_address(self, transport: Any) -> bool:
+        """Likewise: whether the certificate is of the machine that has shown it. This may take seconds."""
+        return _told(
+            transport, await client_address.refusal(_certificate(transport), transport.get_extra_info("peername")[0])
+        )
 
     def refusal(self, transport: Any) -> str:
         """Of a connection whose handshake is done. Why it is not let in; "" when it is."""
-        secure: ssl.SSLObject | None = transport.get_extra_info("ssl_object")
-        certificate = secure.getpeercert() if secure is not None else None
+        certificate = _certificate(transport)
         if certificate and self.revoked and int(str(certificate["serialNumber"]), 16) in self.revoked:
             return f"its certificate {certificate['serialNumber']} is revoked"
         return self._allowed.refusal(certificate)
+
+
+def _certificate(transport: Any) -> Any:
+    secure: ssl.SSLObject | None = transport.get_extra_info("ssl_object")
+    return secure.getpeercert() if secure is not None else None
+
+
+def _told(transport: Any, reason: str) -> bool:
+    if reason:
+        log.warning("a connection is refused", peer=str(transport.get_extra_info("peername")), reason=reason)
+    return not reason

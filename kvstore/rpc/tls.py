@@ -41,7 +41,8 @@ class TlsVersions:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerTls:
     """cert_file, key_file: PEM; client_ca_file: whose clients' certificates are believed; client_auth: each client
-    must show one; crl_file: which of them are revoked; allowed: what they must be called."""
+    must show one; crl_file: which of them are revoked; allowed: what they must be called; of_its_address: a
+    certificate must be of the machine that shows it."""
 
     cert_file: Path
     key_file: Path
@@ -49,6 +50,7 @@ class ServerTls:
     client_auth: bool = False
     crl_file: Path | None = None
     allowed: Allowed = field(default_factory=Allowed)
+    of_its_address: bool = False
     versions: TlsVersions = field(default_factory=TlsVersions)
 
     def files(self) -> list[Path]:
@@ -85,6 +87,8 @@ class ServerTls:
             return "a list of revoked certificates"
         if self.allowed != Allowed():
             return "allowed names of certificates"
+        if self.of_its_address:
+            return "check of a peer's address (--peer-skip-client-san-verification leaves it out)"
         return "" if self.versions.is_default else "versions of TLS and cipher suites"
 
     def grpc_credentials(self) -> Any:
@@ -127,7 +131,7 @@ class LiveTls:
         self._stamp = tls.stamp()
         self._told = ""
         self.context = tls.context(protocols)
-        self.admission = Admission(tls.allowed, tls.revoked())
+        self.admission = Admission(tls.allowed, tls.revoked(), of_its_address=tls.of_its_address)
 
     def refresh(self) -> None:
         """Take up what has changed; what cannot be used is told once, and what was used stays."""

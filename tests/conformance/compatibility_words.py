@@ -31,8 +31,6 @@ DIFFERENT_FLAGS = {
     "backend-batch-limit": "bbolt's; the store is RocksDB",
     "experimental-bootstrap-defrag-threshold-megabytes": "bbolt's; the store is RocksDB",
     "experimental-txn-mode-write-with-shared-buffer": "bbolt's; the store is RocksDB",
-    "experimental-peer-skip-client-san-verification": "as if it were set: a peer's address is not looked up in its "
-    "certificate; --peer-cert-allowed-cn says who is a peer",
     "experimental-enable-lease-checkpoint": "a checkpoint survives a restart too",
 }
 

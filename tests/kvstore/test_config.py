@@ -183,7 +183,7 @@ PEER_PAIR = {"peer-cert-file": "c", "peer-key-file": "k"}
         (  # etcd asks for a certificate as soon as it knows whose to believe
             {**SECURE_PEER, **PEER_PAIR, "peer-trusted-ca-file": "a"},
             None,
-            TlsFiles(cert_file=Path("c"), key_file=Path("k"), ca_file=Path("a"), client_auth=True),
+            TlsFiles(cert_file=Path("c"), key_file=Path("k"), ca_file=Path("a"), client_auth=True, of_its_address=True),
         ),
         (
             {**PAIR, "listen-metrics-urls": "https://127.0.0.1:3"},

@@ -96,7 +96,27 @@ def test_what_becomes_of_them() -> None:
     dial = channel_tls(config.peer_tls)
     assert dial is not None
     assert (dial.cert_file, dial.key_file, dial.allowed, dial.verify) == (Path("dc"), Path("dk"), peer.allowed, True)
+    assert (peer.of_its_address, client.of_its_address) == (True, False)
     assert peer.beyond_grpcio() == "a list of revoked certificates"
+
+
+@pytest.mark.parametrize(
+    "flag", ["peer-skip-client-san-verification", "experimental-peer-skip-client-san-verification"]
+)
+def test_a_peer_may_come_from_anywhere(flag: str, tmp_path: Path) -> None:
+    for given, checked in (("true", False), ("false", True)):
+        tls = server_tls(resolve(PEER_ASKED | {flag: given}, {}).peer_tls)
+        assert tls is not None
+        assert tls.of_its_address is checked
+        assert ("--peer-skip-client-san-verification" in tls.beyond_grpcio()) is checked
+    file = tmp_path / "etcd.yaml"
+    file.write_text(
+        "peer-transport-security: {skip-client-san-verification: true}\n"
+        "client-transport-security: {skip-client-san-verification: true}\n"
+    )
+    tls = server_tls(resolve(PEER_ASKED | {"config-file": str(file)}, {}).peer_tls)
+    assert tls is not None
+    assert not tls.of_its_address
 
 
 def test_certificates_of_ones_own() -> None:

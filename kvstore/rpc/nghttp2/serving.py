@@ -321,6 +321,7 @@ class Acceptor(asyncio.Protocol):
         self._received = b""
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._checking: asyncio.Task[None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # type: ignore[assignment]  # uvloop's is one without being a subclass
@@ -332,6 +333,16 @@ class Acceptor(asyncio.Protocol):
             return
         timeout = self._server.options.handshake_timeout_ms / 1000
         self._timer = self._loop.call_later(timeout, self.close)
+        if self._admission is not None and self._admission.of_its_address:
+            transport.pause_reading()  # type: ignore[attr-defined]
+            self._checking = self._loop.create_task(self._check_address(self._admission))
+
+    async def _check_address(self, admission: Admission) -> None:
+        assert self._transport is not None
+        if await admission.admits_address(self._transport):
+            self._transport.resume_reading()
+        else:
+            self.close()
 
     def data_received(self, data: bytes) -> None:
         assert self._transport is not None
@@ -374,6 +385,8 @@ class Acceptor(asyncio.Protocol):
         self._server.acceptors.discard(self)
         if self._timer is not None:
             self._timer.cancel()
+        if self._checking is not None:
+            self._checking.cancel()
 
     def connection_lost(self, error: Exception | None) -> None:
         self._leave()

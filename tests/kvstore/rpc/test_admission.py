@@ -2,18 +2,21 @@
 
 import asyncio
 import ssl
+import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import grpc.aio
 import pytest
+from cryptography import x509
 
 from kvstore.rpc import (
     ChannelOptions,
     ChannelTls,
     ServerOptions,
     ServerTls,
+    client_address,
     make_channel,
     make_peer_server,
     make_server,
@@ -150,6 +153,57 @@ async def test_s76_a_revoked_certificate_is_refused_without_a_restart(
             await asyncio.sleep(0.01)
 
 
+async def test_a_slow_lookup_holds_up_its_own_connection_only(
+    own: Certificates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = threading.Event()
+    asked: list[str] = []
+
+    def names_of(host: str) -> list[str]:
+        asked.append(host)
+        assert known.wait(SECONDS)
+        return ["other.invalid", "m1.peers.invalid"]
+
+    def addresses_of(name: str) -> list[str]:
+        raise OSError
+
+    monkeypatch.setattr(client_address, "names_of", names_of)
+    monkeypatch.setattr(client_address, "addresses_of", addresses_of)
+    server = make_peer_server([], "nghttp2", tls_of(own, of_its_address=True))
+    server.add_generic_rpc_handlers((_Health(),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    names = {"m1": "m1.peers.invalid", "any": "*.peers.invalid", "none": "peers.invalid"}
+    pairs = {name: own.authority.sign(name, names=[x509.DNSName(text)]) for name, text in names.items()}
+    asking = {name: asyncio.create_task(ask_grpc(port, own, pair)) for name, pair in pairs.items()}
+    async with asyncio.timeout(SECONDS):
+        while len(asked) < len(asking):
+            await asyncio.sleep(0.01)
+    assert await ask_grpc(port, own, own.client), "its address is in its certificate"
+    assert not any(task.done() for task in asking.values())
+    known.set()
+    assert {name: await task for name, task in asking.items()} == {"m1": True, "any": True, "none": False}
+    assert set(asked) == {"127.0.0.1"}
+    await server.stop(0)
+
+
+async def test_a_lookup_without_end_ends_with_the_handshakes_time(
+    own: Certificates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = threading.Event()
+    monkeypatch.setattr(client_address, "names_of", lambda host: known.wait(SECONDS))
+    options = ServerOptions(tls=tls_of(own, of_its_address=True), handshake_timeout_ms=300)
+    server = make_server(options, "nghttp2")
+    health.register(server)
+    [url] = await server.start(["https://127.0.0.1:0"])
+    pair = own.authority.sign("m1", names=[x509.DNSName("m1.peers.invalid")])
+    try:
+        assert not await ask_grpc(int(url.rpartition(":")[2]), own, pair)
+    finally:
+        known.set()
+    await server.stop(0)
+
+
 def test_a_list_of_revoked_certificates(own: Certificates, tmp_path: Path) -> None:
     crl = own.revoke(own.client, own.server)
     assert read_revoked(crl) == {own.client.serial, own.server.serial}
@@ -172,6 +226,7 @@ def test_a_list_of_revoked_certificates(own: Certificates, tmp_path: Path) -> No
         ("10.0.0.1", [("DNS", "10.0.0.1")], False),
         ("::1", [("IP Address", "0:0:0:0:0:0:0:1")], True),
         ("a.example", [], False),
+        ("10.0.0.1", [("IP Address", "<invalid>")], False),  # as Python tells a broken one
     ],
 )
 def test_host_names(host: str, names: list[tuple[str, str]], admitted: bool) -> None:
