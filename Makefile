@@ -17,7 +17,7 @@ SEED ?=
 LEVEL ?= raft
 ROW ?=
 MINUTES ?= 30
-BACKEND ?= netns
+BACKEND ?= auto
 WORKLOAD ?= register
 NEMESIS ?= all
 TIME ?= 60
@@ -35,7 +35,7 @@ LICENSES_DEV := $(LICENSES_RUN);MPL-2.0;Mozilla Public License 2.0
 .DEFAULT_GOAL := help
 .PHONY: help install run test test-fast test-all lint format proto golden sim trace exhaustive mutants compatibility bench bench-growth bench-soak \
 	bench-failover jepsen sbom licenses lock clean \
-	docker docker-run
+	docker docker-run docker-base wheels
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -86,7 +86,7 @@ mutants: $(DEV_READY) ## put known bugs back, one by one: the simulator must fin
 compatibility: $(DEV_READY) ## write docs/COMPATIBILITY.md anew, from a real etcd and a member
 	$(BIN)/python -m tests.conformance.compatibility
 
-jepsen: $(DEV_READY) ## members in network namespaces, faults, clients, verdicts (root; TIME, SEED, WORKLOAD, NEMESIS, BACKEND)
+jepsen: $(DEV_READY) ## members in containers or namespaces, faults, clients, verdicts (root; TIME, SEED, WORKLOAD, NEMESIS, BACKEND)
 	$(BIN)/python -m tests.jepsen --backend $(BACKEND) --workload $(WORKLOAD) --nemesis $(NEMESIS) --time $(TIME) \
 		--seed $(or $(SEED),$(FIRST)) $(ARGS)
 
@@ -116,11 +116,19 @@ lock: $(DEV_READY) ## pin the newest versions pyproject.toml allows, with hashes
 	$(BIN)/uv pip compile pyproject.toml --extra build -c requirements-dev.lock --universal --python-version 3.11 \
 		--generate-hashes --upgrade --quiet --no-annotate --custom-compile-command "make lock" -o requirements.lock
 
-docker: ## build the image (untried: needs a container engine)
+docker: ## build the image (needs a container engine)
 	$(ENGINE) build -f deploy/Dockerfile -t $(IMAGE) .
 
-docker-run: ## three members in containers (untried: needs a container engine)
+docker-run: ## three members in containers (needs a container engine)
 	$(ENGINE) compose -f deploy/compose.yaml up
+
+# For machines that reach no image registry. The engine is the one that runs, else one that is started for it.
+docker-base: wheels ## make the image's base with debootstrap, and wheels to build from (root)
+	$(BIN)/python -m tests.jepsen.engine deploy/base.sh
+
+wheels: $(RUN_READY) ## download what the image's build installs, for one that reaches no package index
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.lock \
+		--dest build/wheels
 
 clean: ## remove what make made, .venv included; data directories stay
 	rm -rf $(VENV) build dist sbom.json .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

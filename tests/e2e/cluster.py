@@ -38,6 +38,7 @@ from tests.ports import free_ports
 READY = "ready to serve client requests"
 POLL_SECONDS = 0.02
 WAIT_SECONDS = 30.0
+PROGRAM = [sys.executable, "-m", "kvstore", "serve"]
 T = TypeVar("T")
 
 
@@ -79,12 +80,13 @@ class Member:
         self.arguments: list[str] = []
         self.environment: dict[str, str] = {}
         self.wrapper: list[str] = []  # put before the command, such as strace and its options
+        self.program = PROGRAM
         self.process: subprocess.Popen[bytes] | None = None
         self._log_start = 0
         self._channel: grpc.Channel | None = None
 
     def command(self) -> list[str]:
-        return [*self.wrapper, sys.executable, "-m", "kvstore", "serve", *self.arguments]
+        return [*self.wrapper, *self.program, *self.arguments]
 
     def start(self) -> None:
         """Start the process; returns at once."""
@@ -226,6 +228,7 @@ class Cluster:
         tls: Certificates | None = None,
         admin: bool = False,
         hosts: list[str] | None = None,
+        make: Callable[..., Member] = Member,
     ) -> None:
         """admin: give each member an admin socket, for failpoints. hosts: an address for each, instead of loopback."""
         ports = free_ports(2 * size)
@@ -235,11 +238,12 @@ class Cluster:
         self._environment = dict(environment or {})
         self._admin = admin
         self._tls = tls
+        self._make = make
         self._names = itertools.count(size + 1)
         self._removed: list[Member] = []
         hosts = hosts or ["127.0.0.1"] * size
         self.members = [
-            Member(f"m{number + 1}", path, ports[2 * number], ports[2 * number + 1], tls, hosts[number])
+            make(f"m{number + 1}", path, ports[2 * number], ports[2 * number + 1], tls, hosts[number])
             for number in range(size)
         ]
         self.initial_cluster = ",".join(f"{member.name}={member.peer_url}" for member in self.members)
@@ -274,7 +278,7 @@ class Cluster:
 
     def add_member(self, *, learner: bool = False, timeout: float = WAIT_SECONDS) -> Member:
         """A new member, known to the cluster and not started: `start`, then `wait_ready`."""
-        member = Member(f"m{next(self._names)}", self._path, *free_ports(2), self._tls)
+        member = self._make(f"m{next(self._names)}", self._path, *free_ports(2), self._tls)
         request = rpc_pb2.MemberAddRequest(peerURLs=[member.peer_url], isLearner=learner)
 
         def added() -> rpc_pb2.MemberAddResponse | None:

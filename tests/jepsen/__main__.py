@@ -8,9 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.jepsen.engine import EngineError
 from tests.jepsen.faults import FAULTS
-from tests.jepsen.network import ROOT, NetworkError
-from tests.jepsen.probe import NETNS, describe, missing, probe
+from tests.jepsen.guard import ROOT
+from tests.jepsen.network import NetworkError
+from tests.jepsen.probe import BACKENDS, describe, missing, probe
 from tests.jepsen.run import HarnessError, Options, Run
 from tests.jepsen.workloads import WORKLOADS
 
@@ -29,7 +31,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m tests.jepsen", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--backend", choices=["netns"], default="netns")
+    parser.add_argument("--backend", choices=["auto", *BACKENDS], default="auto", help="auto: the first that can run")
     parser.add_argument("--workload", choices=list(WORKLOADS), default="register")
     parser.add_argument("--nemesis", type=nemeses, default="all", help=f"all, none, or some of {','.join(FAULTS)}")
     parser.add_argument("--seed", type=int, default=1)
@@ -42,20 +44,33 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def choose(wanted: str, found: dict[str, str]) -> str | None:
+    """The backend; what cannot run is named."""
+    for backend in BACKENDS if wanted == "auto" else [wanted]:
+        why = missing(BACKENDS[backend], found)
+        if not why:
+            print(f"backend   {backend}")
+            return backend
+        print(f"SKIPPED   backend {backend}: {why}")
+    return None
+
+
 def main(arguments: list[str]) -> int:
     given = parse(arguments)
     found = probe()
     print(f"this machine can do:\n{describe(found)}", flush=True)
     if given.probe:
         return 0
-    if why := missing(NETNS, found):
-        print(f"SKIPPED   backend netns: {why}")
+    backend = choose(given.backend, found)
+    if backend is None:
         return CANNOT
-    options = Options(given.workload, given.nemesis, given.seed, given.time, given.members, given.clients, given.rate)
+    options = Options(
+        given.workload, given.nemesis, given.seed, given.time, given.members, given.clients, given.rate, backend
+    )
     path = given.out / f"{given.workload}-{given.seed}"
     try:
         code = Run(options, path).run()
-    except (HarnessError, NetworkError, AssertionError, subprocess.TimeoutExpired) as error:
+    except (HarnessError, NetworkError, EngineError, AssertionError, subprocess.TimeoutExpired) as error:
         print(f"HARNESS   {type(error).__name__}: {error}")
         return HARNESS_FAILED
     print(f"{'pass' if code == 0 else 'FAIL'}: {options.command}\n{path}/report.json")

@@ -1,19 +1,55 @@
 """Clean-up that nothing can interrupt: `python -m tests.jepsen.guard PREFIX` waits until stdin ends, then removes
-every namespace whose name begins with PREFIX, with all processes in it and the host's link to it.
+every namespace, control group and container whose name begins with PREFIX, with all processes in it, and the host's
+link to it.
 
 It is the only way of cleaning up: the harness closes the pipe, or its death does, whichever way it dies.
 """
 
+from __future__ import annotations
+
+import contextlib
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 NAMESPACES = Path("/run/netns")
-NAME = re.compile(r"(kj(\d+)h)-")  # of a namespace; the number is the harness's pid
+CGROUPS = Path("/sys/fs/cgroup")
+NAME = re.compile(r"(kj(\d+)h)")  # the number is the harness's pid
+LABEL = "kvstore.jepsen"  # of a container or its network; the value is the prefix
+CLEAN_SECONDS = 120.0
+DOCKER_SECONDS = 30.0
+TRIES = 3
+ROOT = Path(__file__).parent.parent.parent
+
+
+class Guarded:
+    """With it, everything whose name begins with `prefix` ends when the harness does."""
+
+    def __init__(self) -> None:
+        self.prefix = prefix_of(os.getpid())
+        self._guard: subprocess.Popen[bytes] | None = None
+
+    def guard(self) -> None:
+        sweep()
+        self._guard = subprocess.Popen(
+            [sys.executable, "-m", "tests.jepsen.guard", self.prefix],
+            stdin=subprocess.PIPE,
+            start_new_session=True,
+            cwd=ROOT,
+        )
+
+    def close(self) -> None:
+        """Everything is gone when this returns, the processes inside too. Idempotent."""
+        if self._guard is not None and self._guard.stdin is not None:
+            self._guard.stdin.close()
+            self._guard.wait(CLEAN_SECONDS)
+            self._guard = None
 
 
 def prefix_of(pid: int) -> str:
@@ -22,6 +58,38 @@ def prefix_of(pid: int) -> str:
 
 def namespaces(prefix: str) -> list[str]:
     return sorted(path.name for path in NAMESPACES.glob(f"{prefix}-*"))
+
+
+def cgroups(prefix: str) -> list[Path]:
+    """Deepest first. Version 1 has one tree for each controller, version 2 one for all."""
+    found: list[Path] = []
+    for top in [*CGROUPS.glob(prefix), *CGROUPS.glob(f"*/{prefix}")]:
+        found += [Path(folder) for folder, _, _ in os.walk(top, topdown=False)]
+    return found
+
+
+def containers(prefix: str = "") -> dict[str, str]:
+    """Those of harnesses in the engine that runs here anyway: identity, prefix."""
+    label = f"{LABEL}={prefix}" if prefix else LABEL
+    lines = _docker("ps", "-a", "--filter", f"label={label}", "--format", f'{{{{.ID}}}} {{{{.Label "{LABEL}"}}}}')
+    return dict(line.split() for line in lines)
+
+
+def networks(prefix: str) -> list[str]:
+    return _docker("network", "ls", "-q", "--filter", f"label={LABEL}={prefix}")
+
+
+def _docker(*arguments: str) -> list[str]:
+    """Lines of output; none where there is no client or no engine."""
+    if shutil.which("docker") is None:
+        return []
+    try:
+        done = subprocess.run(
+            ["docker", *arguments], capture_output=True, text=True, check=False, timeout=DOCKER_SECONDS
+        )
+    except subprocess.TimeoutExpired:
+        return []
+    return done.stdout.splitlines()
 
 
 def processes_in(inodes: set[int]) -> list[int]:
@@ -38,6 +106,14 @@ def processes_in(inodes: set[int]) -> list[int]:
     return found
 
 
+def processes_of(groups: Iterable[Path]) -> list[int]:
+    found = []
+    for group in groups:
+        with contextlib.suppress(OSError):  # it has just ended
+            found += [int(line) for line in (group / "cgroup.procs").read_text().split()]
+    return found
+
+
 def clean(prefix: str) -> None:
     """Idempotent. First the names go, so that nothing more can enter; what has entered is then killed by pid."""
     names = namespaces(prefix)
@@ -50,21 +126,28 @@ def clean(prefix: str) -> None:
     inodes = {os.fstat(one).st_ino for one in held} - {os.stat("/proc/self/ns/net").st_ino}
     for name in names:
         subprocess.run(["ip", "netns", "del", name], check=False, stderr=subprocess.DEVNULL)
-    while pids := processes_in(inodes):
+    while pids := {*processes_in(inodes), *processes_of(cgroups(prefix))}:
         for pid in pids:
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
         time.sleep(0.02)
     for one in held:
         os.close(one)
     subprocess.run(["ip", "link", "del", prefix], check=False, stderr=subprocess.DEVNULL)
+    for group in cgroups(prefix):
+        with contextlib.suppress(OSError):
+            group.rmdir()
+    for _ in range(TRIES):  # the engine may be at work on what a client asked for before it was killed
+        if found := containers(prefix):
+            _docker("rm", "-f", "-v", *found)
+    for network in networks(prefix):
+        _docker("network", "rm", network)
 
 
 def sweep() -> list[str]:
     """Remove what harnesses have left whose guard was killed as well. Returns the prefixes."""
-    found = {match[1]: int(match[2]) for path in NAMESPACES.glob("kj*") if (match := NAME.match(path.name))}
+    names = [path.name for path in (*NAMESPACES.glob("kj*"), *CGROUPS.glob("kj*"), *CGROUPS.glob("*/kj*"))]
+    found = {match[1]: int(match[2]) for name in [*names, *containers().values()] if (match := NAME.match(name))}
     dead = [prefix for prefix, pid in found.items() if not Path(f"/proc/{pid}").exists()]
     for prefix in dead:
         clean(prefix)

@@ -21,21 +21,20 @@ import os
 import select
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, Self, TypeVar
 
-from tests.jepsen.guard import NAMESPACES, prefix_of, sweep
+from tests.e2e.cluster import Member
+from tests.jepsen.guard import NAMESPACES, Guarded
 
 T = TypeVar("T")
 Pair = tuple[str, str]  # sender, receiver
 CLONE_NEWNET = 0x40000000
 ARRIVAL_SECONDS = 0.3
-ROOT = Path(__file__).parent.parent.parent
 
 
 class NetworkError(Exception):
@@ -49,24 +48,24 @@ def run(*command: str) -> str:
     return done.stdout
 
 
-class Network:
+class Network(Guarded):
+    backend = "netns"
+
     def __init__(self, names: list[str]) -> None:
+        super().__init__()
         self.names = names
-        self.prefix = prefix_of(os.getpid())
-        self._guard: subprocess.Popen[bytes] | None = None
         self._third = 0
         self.address: dict[str, str] = {}
 
-    def __enter__(self) -> Network:
-        sweep()
-        self._guard = subprocess.Popen(
-            [sys.executable, "-m", "tests.jepsen.guard", self.prefix],
-            stdin=subprocess.PIPE,
-            start_new_session=True,
-            cwd=ROOT,
-        )
+    def __enter__(self) -> Self:
+        self.guard()
         try:
+            self._number()
             self._make()
+            for name in self.names:
+                # Else the kernel tells a peer only once a second that it was rejected: REJECT would turn into DROP.
+                unlimited = Path("/proc/sys/net/ipv4/icmp_ratelimit")
+                self.inside(name, functools.partial(unlimited.write_text, "0"))
         except BaseException:
             self.close()
             raise
@@ -75,28 +74,21 @@ class Network:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def close(self) -> None:
-        """Everything is gone when this returns, the processes inside too. Idempotent."""
-        if self._guard is not None and self._guard.stdin is not None:
-            self._guard.stdin.close()
-            self._guard.wait(30)
-            self._guard = None
-
-    def _make(self) -> None:
+    def _number(self) -> None:
         taken = run("ip", "-4", "-o", "address")
         thirds = itertools.islice(itertools.cycle(range(16, 256)), os.getpid() % 240, None)
         self._third = next(third for third in thirds if f" 198.18.{third}." not in taken)
+        self.address = {name: f"198.18.{self._third}.{number}" for number, name in enumerate(self.names, 1)}
+
+    def _make(self) -> None:
+        """A namespace for each node, `_name(node)` below /run/netns, and ways between them and to the harness."""
         switch = self._name("switch")
         run("ip", "netns", "add", switch)
         run("ip", "-n", switch, "link", "add", "bridge0", "type", "bridge")
         run("ip", "-n", switch, "link", "set", "bridge0", "up")
-        run("ip", "link", "add", self.prefix, "type", "veth", "peer", "name", "harness", "netns", switch)
-        run("ip", "address", "add", f"198.18.{self._third}.254/24", "dev", self.prefix)
-        run("ip", "link", "set", self.prefix, "up")
-        self._plug(switch, "harness")
+        self._reach(switch, "bridge0")
         for number, name in enumerate(self.names, 1):
             namespace = self._name(name)
-            self.address[name] = f"198.18.{self._third}.{number}"
             run("ip", "netns", "add", namespace)
             run(
                 *("ip", "-n", namespace, "link", "add", "eth0"),
@@ -105,13 +97,20 @@ class Network:
             run("ip", "-n", namespace, "address", "add", f"{self.address[name]}/24", "dev", "eth0")
             run("ip", "-n", namespace, "link", "set", "eth0", "up")
             run("ip", "-n", namespace, "link", "set", "lo", "up")
-            self._plug(switch, f"to{number}")
-            # Else the kernel tells a peer only once a second that it was rejected: REJECT would turn into DROP.
-            unlimited = Path("/proc/sys/net/ipv4/icmp_ratelimit")
-            self.inside(name, functools.partial(unlimited.write_text, "0"))
+            run("ip", "-n", switch, "link", "set", f"to{number}", "master", "bridge0", "up")
 
-    def _plug(self, switch: str, link: str) -> None:
-        run("ip", "-n", switch, "link", "set", link, "master", "bridge0", "up")
+    def _reach(self, namespace: str, bridge: str) -> None:
+        """The harness's own link to a bridge in a namespace."""
+        run("ip", "link", "add", self.prefix, "type", "veth", "peer", "name", "harness", "netns", namespace)
+        run("ip", "address", "add", f"198.18.{self._third}.254/24", "dev", self.prefix)
+        run("ip", "link", "set", self.prefix, "up")
+        run("ip", "-n", namespace, "link", "set", "harness", "master", bridge, "up")
+
+    def member(self, name: str, *arguments: Any) -> Member:
+        """As the class Member is called, with the node's namespace around it."""
+        member = Member(name, *arguments)
+        member.wrapper = self.enter(name)
+        return member
 
     def _name(self, node: str) -> str:
         return f"{self.prefix}-{node}"

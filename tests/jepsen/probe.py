@@ -9,6 +9,7 @@ import subprocess
 import uuid
 
 from tests.jepsen import packets
+from tests.jepsen.engine import lacking
 
 SECONDS_MAX = 10.0
 
@@ -37,7 +38,7 @@ def _packet_queue() -> str:
 
 def probe() -> dict[str, str]:
     """By capability: "" or why not. Needs some 200 ms; leaves nothing behind."""
-    found = {"docker engine": _run("docker info --format {{.ServerVersion}}")}
+    found = {"docker engine": lacking()}
     found["strace inject"] = _run("strace -qq -o /dev/null -e inject=fsync:retval=0 true")
     rest = ("ip netns", "bridge", "veth", "iptables DROP", "iptables REJECT", "random loss", "packet queue")
     if os.geteuid() != 0:
@@ -61,6 +62,7 @@ def probe() -> dict[str, str]:
 
 
 NETNS = ("ip netns", "bridge", "veth", "iptables DROP", "iptables REJECT")  # without these the backend cannot run
+BACKENDS = {"docker": ("docker engine", *NETNS), "netns": NETNS}  # what each needs; the first is preferred
 
 
 def missing(needed: tuple[str, ...], found: dict[str, str]) -> str:

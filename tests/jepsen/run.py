@@ -13,15 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from tests.e2e.cluster import Cluster, clean_environment
+from tests.jepsen.containers import Containers
 from tests.jepsen.faults import FAULTS, Fault, System, Told
+from tests.jepsen.guard import ROOT
 from tests.jepsen.judge import FAIL, Verdict, judge, judged, longest_gap
-from tests.jepsen.network import ROOT, Network
+from tests.jepsen.network import Network
 from tests.jepsen.probe import missing, probe
 from tests.jepsen.record import Writer, calls, read
 
 WORKER_SECONDS_MAX = 90.0  # of the last reads
 QUIET_SECONDS = (0.5, 2.0)  # between two faults
 FAULT_SECONDS = (1.0, 5.0)
+BACKENDS: dict[str, type[Network]] = {one.backend: one for one in (Containers, Network)}
 AFTER_SECONDS = 5.0  # to recover: counted to a fault's time without writes
 
 
@@ -38,12 +41,13 @@ class Options:
     members: int = 5
     clients: int = 15
     rate: float = 300.0  # operations a second, all clients together
+    backend: str = "netns"
 
     @property
     def command(self) -> str:
         nemesis = "all" if set(self.nemeses) == set(FAULTS) else ",".join(self.nemeses) or "none"
         return (
-            f"make jepsen BACKEND=netns WORKLOAD={self.workload} NEMESIS={nemesis} SEED={self.seed} "
+            f"make jepsen BACKEND={self.backend} WORKLOAD={self.workload} NEMESIS={nemesis} SEED={self.seed} "
             f"TIME={self.seconds:.0f}"
         )
 
@@ -55,13 +59,10 @@ def possible(nemeses: tuple[str, ...], found: dict[str, str]) -> tuple[list[str]
 
 
 def make_system(network: Network, count: int, path: Path) -> System:
-    """Members inside the network's namespaces, not started."""
-    names = [f"m{number}" for number in range(1, count + 1)]
-    hosts = [network.address[name] for name in names]
-    cluster = Cluster(count, path, hosts=hosts, flags=["--snapshot-count=500"])  # flushes fall between the faults
-    for member in cluster.members:
-        member.wrapper = network.enter(member.name)
-    return System(network, cluster)
+    """Members inside the network, not started."""
+    hosts = [network.address[f"m{number}"] for number in range(1, count + 1)]
+    flags = ["--snapshot-count=500"]  # flushes fall between the faults
+    return System(network, Cluster(count, path, hosts=hosts, flags=flags, make=network.member))
 
 
 def show(fault: Fault) -> list[str]:
@@ -92,7 +93,8 @@ class Run:
         able, self.skipped = possible(self.options.nemeses, found)
         for name, why in self.skipped.items():
             print(f"SKIPPED   {name:<14} {why}")
-        with Network([*(f"m{number + 1}" for number in range(self.options.members)), "clients"]) as network:
+        names = [*(f"m{number + 1}" for number in range(self.options.members)), "clients"]
+        with BACKENDS[self.options.backend](names) as network:
             system = make_system(network, self.options.members, self.path)
             with system.cluster:
                 system.cluster.wait_leader()
