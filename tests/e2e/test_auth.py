@@ -23,7 +23,7 @@ from kvstore.rpc import FRONTS, ChannelTls
 from tests.certificates import Certificates
 from tests.e2e.cluster import Cluster, Member, wait_for
 from tests.e2e.test_snapshots import FLAGS
-from tests.e2e.test_tls import front_exists, tool
+from tests.e2e.test_tls import flags_of, front_exists, tool
 
 MakeCluster = Callable[..., Cluster]
 ROOT, ANN, VALUE = "canary-root-password", "canary-ann-password", "canary-value"
@@ -179,7 +179,7 @@ async def test_a_certificate_names_its_user(make_cluster: MakeCluster, tmp_path:
     folder = tmp_path / "certificates"
     folder.mkdir()
     own = Certificates(folder)
-    cluster = make_cluster(1, tls=own, flags=[f"--rpc={rpc}"])
+    cluster = make_cluster(1, tls=own, flags=flags_of(rpc))
     cluster.start()
     member = cluster.members[0]
     tls = ChannelTls(ca_file=own.ca, cert_file=own.client.cert, key_file=own.client.key)
