@@ -193,9 +193,19 @@ class Connector:
         tls = self._tls
         context = None if tls is None else tls.context()
         name = None if tls is None else tls.server_name or host
-        _, session = await self.loop.create_connection(
-            lambda: ClientSession(self), host, port, ssl=context, server_hostname=name
-        )
+        made: list[ClientSession] = []
+
+        def make() -> ClientSession:
+            made.append(ClientSession(self))
+            return made[-1]
+
+        try:
+            _, session = await self.loop.create_connection(make, host, port, ssl=context, server_hostname=name)
+        except BaseException:
+            # uvloop closes the transport of an attempt that is given up, and never tells the protocol.
+            for session in made:
+                session.abort("the attempt to connect is over")
+            raise
         if tls is not None:
             assert session.transport is not None
             secure = cast(ssl.SSLObject, session.transport.get_extra_info("ssl_object"))

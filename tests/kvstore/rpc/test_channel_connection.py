@@ -14,6 +14,7 @@ from kvstore.rpc.nghttp2 import engine, framing
 from kvstore.rpc.nghttp2.channel import Channel
 from kvstore.rpc.nghttp2.client_session import ClientSession
 from kvstore.rpc.nghttp2.engine import RequestReceived, StreamClosed
+from kvstore.rpc.nghttp2.session import Session
 from tests.certificates import Certificates
 from tests.kvstore.rpc.scripted import HEAD, Peer, echo, scripted, silent
 from tests.kvstore.rpc.test_channel_endings import FAST, failure
@@ -63,6 +64,28 @@ async def test_attempts_go_on_until_the_server_is_there() -> None:
             assert await patient == b"/x"
             assert channel.get_state() is State.READY
             assert channel._connector._failures == 0
+
+
+async def test_an_attempt_given_up_as_it_connects_leaves_no_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    """uvloop closes the transport of a create_connection that is cancelled, and does not tell the protocol."""
+    made: list[ClientSession] = []
+
+    def connection_made(session: ClientSession, transport: asyncio.BaseTransport) -> None:
+        Session.connection_made(session, transport)
+        made.append(session)
+        dialing = session._connector._dialing
+        assert dialing is not None
+        dialing.cancel()
+
+    monkeypatch.setattr(ClientSession, "connection_made", connection_made, raising=False)
+    async with scripted(silent) as server, Channel(server.target, PATIENT) as channel:
+        channel.get_state(try_to_connect=True)
+        dialing = channel._connector._dialing
+        assert dialing is not None
+        await asyncio.wait([dialing])
+        await server.until(lambda: bool(server.peers))
+        await server.peers[0].lost.wait()
+        assert made[0].is_closed
 
 
 async def test_back_off_grows() -> None:
