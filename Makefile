@@ -34,11 +34,11 @@ LICENSES_DEV := $(LICENSES_RUN);MPL-2.0;Mozilla Public License 2.0
 
 .DEFAULT_GOAL := help
 .PHONY: help install run test test-fast test-all lint format proto golden sim trace exhaustive mutants compatibility bench bench-growth bench-soak \
-	bench-failover jepsen sbom licenses lock clean \
+	bench-failover jepsen jepsen-mutants sbom licenses lock clean \
 	docker docker-run docker-base wheels
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(DEV_READY) ## make .venv with everything to run, test and develop
 	@echo "ready: $(BIN)/kvstore, $(BIN)/kvctl"
@@ -89,6 +89,9 @@ compatibility: $(DEV_READY) ## write docs/COMPATIBILITY.md anew, from a real etc
 jepsen: $(DEV_READY) ## members in containers or namespaces, faults, clients, verdicts (root; TIME, SEED, WORKLOAD, NEMESIS, BACKEND)
 	$(BIN)/python -m tests.jepsen --backend $(BACKEND) --workload $(WORKLOAD) --nemesis $(NEMESIS) --time $(TIME) \
 		--seed $(or $(SEED),$(FIRST)) $(ARGS)
+
+jepsen-mutants: $(DEV_READY) ## known bugs in real members, one by one: make jepsen must see each (root; resumes; ARGS=--table)
+	$(BIN)/python -m tests.jepsen.mutants $(ARGS)
 
 bench: $(DEV_READY) ## every row of docs/BENCHMARK.md beside etcd's (ROW=put-50 or a list; ARGS="--quick", "--readme")
 	$(BIN)/python -m bench --row "$(ROW)" $(ARGS)

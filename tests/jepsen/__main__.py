@@ -39,6 +39,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--members", type=int, default=5)
     parser.add_argument("--clients", type=int, default=15)
     parser.add_argument("--rate", type=float, default=300.0, help="operations a second, of all clients together")
+    parser.add_argument("--power-cut", action="store_true", help="netns: a kill takes what was not synced")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "jepsen")
     parser.add_argument("--probe", action="store_true", help="only say what this machine can do")
     return parser.parse_args(arguments)
@@ -61,11 +62,19 @@ def main(arguments: list[str]) -> int:
     print(f"this machine can do:\n{describe(found)}", flush=True)
     if given.probe:
         return 0
-    backend = choose(given.backend, found)
+    backend = choose("netns" if given.power_cut else given.backend, found)
     if backend is None:
         return CANNOT
     options = Options(
-        given.workload, given.nemesis, given.seed, given.time, given.members, given.clients, given.rate, backend
+        given.workload,
+        given.nemesis,
+        given.seed,
+        given.time,
+        given.members,
+        given.clients,
+        given.rate,
+        backend,
+        given.power_cut,
     )
     path = given.out / f"{given.workload}-{given.seed}"
     try:

@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 
+import grpc
+
 from tests.e2e.agreement import check_log, check_members
 from tests.e2e.checkers import Truth, Undecided, check_linearizable, check_revisions
 from tests.e2e.cluster import Cluster
@@ -34,6 +36,8 @@ def judged(name: str, check: Callable[[], Iterable[str]], about: str = "") -> Ve
         return Verdict(name, UNDECIDED, [str(error)], about)
     except AssertionError as error:
         complaints = [str(error)]
+    except grpc.RpcError as error:  # of a member that has been healed, and is asked what it holds
+        complaints = [f"asked, a member answers {error.code().name}: {error.details()}"]
     return Verdict(name, FAIL if complaints else PASS, complaints, about)
 
 

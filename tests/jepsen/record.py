@@ -47,6 +47,7 @@ class Call:
     member: str = ""
     error: str = ""
     saw: list[Any] | None = None  # [value, create_revision, mod_revision, version] of the key, before the operation
+    wrote: dict[str, str | None] | None = None  # all that the revision consists of; None for a deleted key
 
     @property
     def ok(self) -> bool:
@@ -74,7 +75,7 @@ def calls(lines: list[dict[str, Any]]) -> list[Call]:
         call = pending.pop(process)
         call.type, call.value, call.revision = line["type"], line["value"], line["revision"]
         call.returned = line["time_ns"] if call.type != "info" else NEVER
-        call.error, call.saw = line.get("error", ""), line.get("saw")
+        call.error, call.saw, call.wrote = line.get("error", ""), line.get("saw"), line.get("wrote")
     return found
 
 
@@ -83,7 +84,7 @@ def _state(saw: list[Any] | None) -> KeyState | None:
 
 
 def history(found: list[Call]) -> History:
-    """The calls in the words of tests.e2e.history, for its checkers. Of a transaction only the revision is told.
+    """The calls in the words of tests.e2e.history, for its checkers.
 
     A compare-and-set that was refused by the comparison is `fail` in the file, and to the checkers a read."""
     told = History()
@@ -98,7 +99,11 @@ def history(found: list[Call]) -> History:
         operation = Operation(
             call.f, call.process, call.member, call.invoked / 1e9, returned, outcome, revision=call.revision
         )
-        if call.f == "add":
+        if call.ok and call.wrote:
+            operation.wrote = {
+                name.encode(): None if value is None else value.encode() for name, value in call.wrote.items()
+            }
+        elif call.f == "add":
             operation.wrote = {key + f"/{call.asked}".encode(): str(call.asked).encode()}
         elif call.f == "write":
             operation.wrote = {key: call.asked.encode()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -19,7 +20,7 @@ from tests.jepsen.guard import ROOT
 from tests.jepsen.judge import FAIL, Verdict, judge, judged, longest_gap
 from tests.jepsen.network import Network
 from tests.jepsen.probe import missing, probe
-from tests.jepsen.record import Writer, calls, read
+from tests.jepsen.record import Call, Writer, calls, read
 
 WORKER_SECONDS_MAX = 90.0  # of the last reads
 QUIET_SECONDS = (0.5, 2.0)  # between two faults
@@ -42,13 +43,15 @@ class Options:
     clients: int = 15
     rate: float = 300.0  # operations a second, all clients together
     backend: str = "netns"
+    power_cut: bool = False  # a kill takes along what was not synced
+    code: str = ""  # the directory whose code the members run; "": this one
 
     @property
     def command(self) -> str:
         nemesis = "all" if set(self.nemeses) == set(FAULTS) else ",".join(self.nemeses) or "none"
         return (
             f"make jepsen BACKEND={self.backend} WORKLOAD={self.workload} NEMESIS={nemesis} SEED={self.seed} "
-            f"TIME={self.seconds:.0f}"
+            f"TIME={self.seconds:.0f}" + (' ARGS="--power-cut"' if self.power_cut else "")
         )
 
 
@@ -63,6 +66,24 @@ def make_system(network: Network, count: int, path: Path) -> System:
     hosts = [network.address[f"m{number}"] for number in range(1, count + 1)]
     flags = ["--snapshot-count=500"]  # flushes fall between the faults
     return System(network, Cluster(count, path, hosts=hosts, flags=flags, make=network.member))
+
+
+def change(system: System, options: Options) -> None:
+    """What the members run, where it is not simply the server of this directory."""
+    for member in system.cluster.members:
+        if options.code:
+            member.wrapper += ["env", f"--chdir={options.code}"]
+        if options.power_cut:
+            member.program = [sys.executable, "-m", "tests.jepsen.volatile", "serve"]
+
+
+def died(system: System) -> list[str]:
+    """Members whose process ended by itself, with its last words."""
+    return [
+        f"{member.name} ended with {member.process.poll()}: {member.log()[-400:]}"
+        for member in system.cluster.members
+        if member.process is not None and member.process.poll() not in {None, -signal.SIGKILL}
+    ]
 
 
 def show(fault: Fault) -> list[str]:
@@ -84,6 +105,7 @@ class Run:
         self.told: list[Told] = []
         self.skipped: dict[str, str] = {}
         self.verdicts: list[Verdict] = []
+        self.calls: list[Call] = []
 
     def run(self) -> int:
         """0: all pass; 1: some verdict does not."""
@@ -96,12 +118,20 @@ class Run:
         names = [*(f"m{number + 1}" for number in range(self.options.members)), "clients"]
         with BACKENDS[self.options.backend](names) as network:
             system = make_system(network, self.options.members, self.path)
+            change(system, self.options)
             with system.cluster:
                 system.cluster.wait_leader()
-                self._show_all(system, able)
                 started = time.monotonic_ns()
-                self._work(system, able)
-                self._judge(system)
+                try:
+                    self._show_all(system, able)
+                    started = time.monotonic_ns()
+                    self._work(system, able)
+                    self._judge(system)
+                except (AssertionError, HarnessError) as error:
+                    complaints = died(system)
+                    if isinstance(error, HarnessError) and not complaints:
+                        raise
+                    self._add(Verdict("recovery", FAIL, complaints or [str(error)]))  # waited for in vain
         self._report(found, started)
         return int(any(verdict.result != "pass" for verdict in self.verdicts))
 

@@ -35,7 +35,7 @@ class Append(Workload):
         lists = {key: json.loads(found[0].value) if found else [] for key, found in kvs.items()}
         done = _apply(steps, lists)
         written = sorted({key for what, key, _ in steps if what == "append"})
-        revision = answer.header.revision
+        revision, more = answer.header.revision, {}
         if written:
             compare = [
                 kv_compare(key.encode(), mod_revision=found[0].mod_revision if found else 0)
@@ -51,7 +51,8 @@ class Append(Workload):
             revision = answer.header.revision
             if not answer.succeeded:
                 raise NotDone("compare", revision)
-        return done, revision, {}
+            more = {"wrote": {key: json.dumps(lists[key]) for key in written}}
+        return done, revision, more
 
     async def final(self, client: Client) -> bool:
         for epoch in range(self.epoch + 1):
