@@ -45,6 +45,11 @@ class KvError(Exception):
         self.code = code
         self.message = message
 
+    def fresh(self) -> "KvError":
+        """A copy, to be raised. Python adds the frames of every raise to those that an exception has already: an
+        error of the table that was raised itself would keep all of them, and what they hold, for ever."""
+        return KvError(self.code, self.message)
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, KvError) and self.code == other.code and self.message == other.message
 

@@ -245,6 +245,22 @@ def swallowed(source: Source) -> list[str]:
     ]
 
 
+def shared_errors(source: Source) -> list[str]:
+    """An exception that lives for ever gathers the frames of every raise, and what they hold."""
+
+    def is_shared(raised: ast.expr) -> bool:
+        if isinstance(raised, ast.IfExp):
+            return is_shared(raised.body) or is_shared(raised.orelse)
+        name = raised.id if isinstance(raised, ast.Name) else getattr(raised, "attr", "")
+        return str(name).isupper()
+
+    return [
+        f"{source.path}:{node.lineno} raises an error of a table itself: raise its fresh()"
+        for node in ast.walk(source.tree)
+        if isinstance(node, ast.Raise) and node.exc is not None and is_shared(node.exc)
+    ]
+
+
 def file_length(source: Source) -> list[str]:
     count = len(source.text.splitlines())
     if count <= LINES_MAX or source.path in LONG_FILES:
@@ -266,7 +282,7 @@ def function_length(source: Source) -> list[str]:
     return complaints
 
 
-RULES = [layers, leftovers, machine_paths, docstrings, swallowed, file_length, function_length]
+RULES = [layers, leftovers, machine_paths, docstrings, swallowed, shared_errors, file_length, function_length]
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
@@ -330,6 +346,9 @@ BAD = [
     (docstrings, "raft/node.py", "x = 1"),
     (swallowed, "raft/node.py", "try:\n    f()\nexcept Exception:\n    pass"),
     (swallowed, "raft/node.py", "try:\n    f()\nexcept:\n    pass"),
+    (shared_errors, "raft/node.py", "raise TIMEOUT from None"),
+    (shared_errors, "raft/node.py", "raise errors.TIMEOUT"),
+    (shared_errors, "raft/node.py", "raise TIMEOUT if late else error"),
     (file_length, "raft/node.py", "x = 1\n" * (LINES_MAX + 1)),
     (function_length, "raft/node.py", "def f():\n" + "    x = 1\n" * FUNCTION_LINES_MAX),
 ]

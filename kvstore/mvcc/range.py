@@ -46,9 +46,9 @@ class RangeResult:
 def check_revision(reader: Reader, revision: int) -> None:
     """Raises FUTURE_REVISION or COMPACTED. The compact revision itself can be read."""
     if revision > reader.current_revision:
-        raise errors.FUTURE_REVISION.with_traceback(None)
+        raise errors.FUTURE_REVISION.fresh()
     if 0 < revision < reader.compact_revision:
-        raise errors.COMPACTED.with_traceback(None)
+        raise errors.COMPACTED.fresh()
 
 
 def range_point(store: Reader, key: bytes) -> RangeResult:

@@ -26,9 +26,9 @@ FILTERS_UNSUPPORTED: Final = KvError(Code.UNIMPLEMENTED, "RangeStream does not s
 def check_range_stream(request: RangeRequest) -> None:
     """What cannot be answered in key order, as it comes. Raises KvError."""
     if request.sort_target != RangeRequest.KEY or request.sort_order == RangeRequest.DESCEND:
-        raise SORT_UNSUPPORTED.with_traceback(None)
+        raise SORT_UNSUPPORTED.fresh()
     if has_filters(request):
-        raise FILTERS_UNSUPPORTED.with_traceback(None)
+        raise FILTERS_UNSUPPORTED.fresh()
 
 
 @final

@@ -112,7 +112,7 @@ class GeneratedMethod:
     async def _check(self, request: bytes, context: Any) -> None:
         refused = self._gate.refusal()
         if refused is not None:
-            raise refused
+            raise refused.fresh()
         guard = self._gate.server.guard
         if guard is not None and guard.is_on:
             await guard.check(self._path, ContextCaller(context), request)
@@ -137,8 +137,7 @@ class GeneratedMethod:
             log.error("servicer failed", method=self._path, exc_info=error)
             error = UNEXPECTED
         self._counts.ended(error.code)
-        # The table's errors live for ever: they must not gather the frames of all who raised them.
-        await abort(context, error.with_traceback(None))
+        await abort(context, error)
 
 
 def _kind(handler: Any) -> str:

@@ -246,7 +246,7 @@ class _Calls(_Method):
         finally:
             self._counts.ended(code)
         if isinstance(answer, KvError):
-            raise answer
+            raise answer.fresh()
         return answer
 
 
@@ -262,7 +262,7 @@ class _Streams(_Method):
         refused = self._gate.refusal()
         if refused is not None:
             self._counts.ended(refused.code)
-            raise refused
+            raise refused.fresh()
         return LocalStream(origin, self._factory, self._counts).answers(requests)
 
 
@@ -321,7 +321,7 @@ class LocalMethods:
             async with asyncio.timeout(origin.seconds):
                 return await self._found(path).call(request, origin)
         except TimeoutError:
-            raise DEADLINE_EXCEEDED from None
+            raise DEADLINE_EXCEEDED.fresh() from None
 
     async def stream(self, path: str, requests: AsyncIterator[bytes], origin: Origin) -> AsyncGenerator[bytes, None]:
         """To be closed (contextlib.aclosing) by whoever leaves it before its end. Raises KvError."""
@@ -332,7 +332,7 @@ class LocalMethods:
                     async with asyncio.timeout(clock.remaining):
                         answer = await anext(answers, None)
                 except TimeoutError:
-                    raise DEADLINE_EXCEEDED from None
+                    raise DEADLINE_EXCEEDED.fresh() from None
                 if answer is None:
                     return
                 yield answer

@@ -99,7 +99,7 @@ class Auth:
         if token:
             who = self._of_token(token, table)
             if who is None:
-                raise INVALID_AUTH_TOKEN.with_traceback(None)
+                raise INVALID_AUTH_TOKEN.fresh()
             return who
         # etcd's gateway shows its own certificate to its own member (CVE-2018-16886).
         if self._by_certificate and not caller.text("grpcgateway-accept"):
@@ -174,7 +174,7 @@ class Auth:
         await self.caught_up(caller)
         refused = self.refusal(method, caller, request)
         if refused is not None:
-            raise refused.with_traceback(None)
+            raise refused.fresh()
 
     def open(self, stream: Stream, factory: StreamHandlerFactory) -> StreamHandler:
         if not self.is_ahead(stream):
@@ -195,20 +195,20 @@ class Auth:
         for _ in range(LOGIN_ATTEMPTS):
             table = self.table
             if not table.enabled:
-                raise AUTH_NOT_ENABLED.with_traceback(None)
+                raise AUTH_NOT_ENABLED.fresh()
             user = table.users.get(name)
             if user is not None and user.options.no_password:
-                raise NO_PASSWORD_USER.with_traceback(None)
+                raise NO_PASSWORD_USER.fresh()
             if not await self.passwords.fits(password, b"" if user is None else user.password):
                 log.warning("a login failed", user=name)
-                raise AUTH_FAILED.with_traceback(None)
+                raise AUTH_FAILED.fresh()
             try:
                 return await self._token_for(Identity(name, table.revision))
             except KvError as error:
                 # Something has changed since; it may have been this password.
                 if error != AUTH_OLD_REVISION:
                     raise
-        raise AUTH_OLD_REVISION.with_traceback(None)
+        raise AUTH_OLD_REVISION.fresh()
 
     async def _token_for(self, who: Identity) -> str:
         """Apply agrees only while `who.revision` is the newest."""

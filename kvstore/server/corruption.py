@@ -58,7 +58,7 @@ class Corruption:
         try:
             revision = HashKVRequest.FromString(request).revision
         except DecodeError:
-            raise MALFORMED from None
+            raise MALFORMED.fresh() from None
         if revision > self._server.store.current_revision:
             await self._server.linearizable()  # whoever asks had it: it is on its way here
         return (await self._own(revision)).SerializeToString()
@@ -69,7 +69,7 @@ class Corruption:
                 key = await damaged_key(view)
                 if key is not None:
                     log.error("the store contradicts itself", key_bytes=len(key), revision=view.current_revision)
-                    raise CORRUPT.with_traceback(None)
+                    raise CORRUPT.fresh()
                 value, compact, at = await hash_kv(view, revision)
                 return HashKVResponse(
                     header=self._server.header_message(view.current_revision),

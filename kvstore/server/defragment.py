@@ -36,7 +36,7 @@ class Defragmenter:
     async def run(self) -> None:
         """Raises KvError; StoreError when the disk fails."""
         if self._waiting >= WAITING_MAX:
-            raise TOO_MANY_REQUESTS
+            raise TOO_MANY_REQUESTS.fresh()
         self._waiting += 1
         try:
             async with self._one:

@@ -66,11 +66,11 @@ class LeaderCalls(ABC):
                         raise
                     return await self._ask(host.leader_id, method, request, timeout)
         except TimeoutError:
-            raise TIMEOUT from None
+            raise TIMEOUT.fresh() from None
 
     async def _ask(self, leader: int, method: str, request: bytes, timeout: float) -> bytes:
         if not leader:
-            raise NO_LEADER
+            raise NO_LEADER.fresh()
         if leader == self._host.member_id:
             return await self.answer(method, request)
         return await self.ask(leader, method, request, timeout)
@@ -81,7 +81,7 @@ class LeaderCalls(ABC):
         if handler is None:
             raise unimplemented(f"{SERVICE}/{method}")
         if method not in ANSWERED_BY_ALL and self._host.leader_id != self._host.member_id:
-            raise NOT_LEADER
+            raise NOT_LEADER.fresh()
         return await handler(request)
 
     @abstractmethod
@@ -116,7 +116,7 @@ class GrpcLeaderCalls(LeaderCalls):
         metadata = [(key, f"{value:x}") for key, value in zip(METADATA_KEYS, identity, strict=True)]
         urls = self._urls_of(member)
         if not urls:
-            raise TIMEOUT_CONNECTION_LOST
+            raise TIMEOUT_CONNECTION_LOST.fresh()
         url, channel = self._channels.get(member, ("", None))
         if url != urls[0]:
             if channel is not None:

@@ -88,7 +88,7 @@ def _ttls(answer: bytes, count: int) -> list[int]:
     except DecodeError:
         ttls = []
     if len(ttls) != count:
-        raise UNEXPECTED.with_traceback(None)
+        raise UNEXPECTED.fresh()
     return ttls
 
 
@@ -222,7 +222,7 @@ class Leases:
     async def _renew(self, asked: list[_KeepAlive]) -> None:
         """On the leader, after a round that began after all of them had come."""
         if not self.lessor.term:
-            raise LEADER_CHANGED
+            raise LEADER_CHANGED.fresh()
         steps = 0
         checkpointed: list[tuple[_KeepAlive, int]] = []
         for one in asked:
@@ -277,7 +277,7 @@ class Leases:
             ttls = _ttls(answer, len(request.ids))
         except KvError as error:
             asked[:] = own
-            raise (NO_LEADER if error == TIMEOUT else error).with_traceback(None) from None
+            raise (NO_LEADER if error == TIMEOUT else error).fresh() from None
         at = 0
         for one in own:
             one.done(ttls[at : at + len(one.ids)])
@@ -307,7 +307,7 @@ class Leases:
         self.keep_alive(ids, lambda ttls: None if answer.done() else answer.set_result(ttls), forwarded=True)
         ttls = await answer
         if isinstance(ttls, KvError):
-            raise ttls
+            raise ttls.fresh()
         return KeepAliveLeasesResponse(ttls=ttls).SerializeToString()
 
     # Time to live
@@ -322,7 +322,7 @@ class Leases:
                 if error not in PASSING and error != TIMEOUT:
                     raise
                 if self._host.now() + RETRY_SECONDS >= deadline:
-                    raise TIMEOUT from None
+                    raise TIMEOUT.fresh() from None
             await asyncio.sleep(RETRY_SECONDS)
 
     async def _answer_time_to_live(self, request: bytes) -> bytes:
@@ -330,7 +330,7 @@ class Leases:
         wanted = LeaseTimeToLiveRequest.FromString(request)
         await self._host.linearizable()
         if not self.lessor.term:
-            raise LEADER_CHANGED
+            raise LEADER_CHANGED.fresh()
         found = self.lessor.time_to_live(wanted.ID, self._host.now())
         if found is None:
             return LeaseTimeToLiveResponse(ID=wanted.ID, TTL=NO_LEASE).SerializeToString()

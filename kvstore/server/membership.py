@@ -100,7 +100,7 @@ class Membership:
         """`ChangeMembers`."""
         change = MemberChange.FromString(request)
         if self._waiting >= WAITING_MAX:
-            raise TOO_MANY_REQUESTS
+            raise TOO_MANY_REQUESTS.fresh()
         self._waiting += 1
         try:
             async with self._one_at_a_time:
@@ -181,11 +181,11 @@ class Membership:
                 if not server.status().pending_change:
                     raise KvError(Code.FAILED_PRECONDITION, f"etcdserver: {error}") from None
             except NotLeader:
-                raise LEADER_CHANGED from None
+                raise LEADER_CHANGED.fresh() from None
             except Stopped:
-                raise STOPPED from None
+                raise STOPPED.fresh() from None
             if server.now() >= deadline:
-                raise TIMEOUT
+                raise TIMEOUT.fresh()
             await asyncio.sleep(RETRY_SECONDS)
 
     async def stop(self) -> None:
@@ -210,11 +210,11 @@ class Membership:
         while (new := member_id(peer_urls, str(seconds))) in removed or not new:
             seconds += 1  # removed and added again within a second
         if new in [member.id for member in members]:
-            raise MEMBER_ID_EXISTS
+            raise MEMBER_ID_EXISTS.fresh()
         if not {url for member in members for url in member.peer_urls}.isdisjoint(peer_urls):
-            raise PEER_URL_EXISTS
+            raise PEER_URL_EXISTS.fresh()
         if learner and sum([member.is_learner for member in members]) >= server.config.max_learners:
-            raise TOO_MANY_LEARNERS
+            raise TOO_MANY_LEARNERS.fresh()
         return new
 
     def _check_remove(self, removed: int) -> None:
@@ -230,9 +230,9 @@ class Membership:
             if not away and self._connected_voters() - 1 < 1 + (len(voters) - 1) // 2:
                 self._reject("too few members have been connected for long enough", UNHEALTHY)
         if member is None:
-            raise MEMBER_NOT_FOUND
+            raise MEMBER_NOT_FOUND.fresh()
         if [voter.id for voter in voters] == [removed]:
-            raise NOT_ENOUGH_STARTED  # also without the strict checks: nobody would be left
+            raise NOT_ENOUGH_STARTED.fresh()  # also without the strict checks: nobody would be left
 
     def _check_promote(self, promoted: int) -> None:
         server = self._server
@@ -241,16 +241,16 @@ class Membership:
         if promoted in progress and member is not None:  # raft may have yet to forget who was removed
             lead = progress[server.member_id].match_index
             if progress[promoted].match_index * 100 < lead * READY_PERCENT:
-                raise LEARNER_NOT_READY
+                raise LEARNER_NOT_READY.fresh()
         voters = server.peers.voters()
         if server.config.strict_reconfig_check:
             started = 1 + sum([bool(voter.name) for voter in voters])
             if started < (len(voters) + 1) // 2 + 1:
                 self._reject("not enough members have started", NOT_ENOUGH_STARTED)
         if member is None:
-            raise MEMBER_NOT_FOUND
+            raise MEMBER_NOT_FOUND.fresh()
         if not member.is_learner:
-            raise NOT_A_LEARNER
+            raise NOT_A_LEARNER.fresh()
 
     def _is_ready_to_add(self) -> bool:
         """Would a quorum have started, the new one not among them?"""
@@ -276,7 +276,7 @@ class Membership:
 
     def _reject(self, reason: str, error: KvError) -> NoReturn:
         log.warning("refuses a change of members", reason=reason)
-        raise error
+        raise error.fresh()
 
 
 def _note_failed(done: "asyncio.Task[None]") -> None:

@@ -34,7 +34,7 @@ class Passwords:
         """As requests carry it: base64 of the bcrypt string. Raises KvError."""
         raw = password.encode()
         if len(raw) > BYTES_MAX:
-            raise PASSWORD_TOO_LONG.with_traceback(None)
+            raise PASSWORD_TOO_LONG.fresh()
         return b64encode(await self.run(lambda: bcrypt.hashpw(raw, bcrypt.gensalt(self._cost)))).decode()
 
     async def fits(self, password: str, hashed: bytes) -> bool:
@@ -54,9 +54,9 @@ class Passwords:
     async def run(self, work: Callable[[], T]) -> T:
         """In a thread. Raises KvError when too many wait already."""
         if self._stopped:
-            raise STOPPED.with_traceback(None)
+            raise STOPPED.fresh()
         if self._waiting >= WAITING_MAX:
-            raise TOO_MANY_REQUESTS.with_traceback(None)
+            raise TOO_MANY_REQUESTS.fresh()
         self._waiting += 1
         done = asyncio.get_running_loop().run_in_executor(self._threads, work)
         # Whoever gives up waiting leaves its work behind, and that counts until it is done.

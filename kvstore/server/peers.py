@@ -250,7 +250,7 @@ class Peers:
         try:
             asked = MembersRequest.FromString(request)
         except DecodeError:
-            raise MALFORMED from None
+            raise MALFORMED.fresh() from None
         if asked.HasField("view"):
             self._learn(asked.view)
         return view_of(self._server).SerializeToString()

@@ -268,7 +268,7 @@ class KvServer:
         self.propose([Proposal(op, raw, Answer(answer), user, auth_revision, request_id, timeout)])
         result = await answer
         if isinstance(result, KvError):
-            raise result
+            raise result.fresh()
         return result
 
     def when_linearizable(self, done: Callable[[KvError | None], None]) -> None:
@@ -281,7 +281,7 @@ class KvServer:
         self.when_linearizable(Answer(answer))
         error = await answer
         if error is not None:
-            raise error
+            raise error.fresh()
 
     @property
     def is_learner(self) -> bool:
@@ -291,13 +291,13 @@ class KvServer:
     async def move_leader(self, to: int) -> None:
         """Hand leadership to member `to`. Raises KvError."""
         if self._leader_id != self.member_id:
-            raise NOT_LEADER
+            raise NOT_LEADER.fresh()
         if to == self.member_id:
             return
         if to not in [voter.id for voter in self.peers.voters()]:
-            raise BAD_LEADER_TRANSFEREE
+            raise BAD_LEADER_TRANSFEREE.fresh()
         if not await self.node.transfer_leadership(to):
-            raise TIMEOUT
+            raise TIMEOUT.fresh()
 
     # Life
 

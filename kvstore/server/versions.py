@@ -64,7 +64,7 @@ class ClusterVersions:
             async with asyncio.timeout(self._server.config.request_timeout):
                 await self._decided.wait()
         except TimeoutError:
-            raise NOT_CAPABLE.with_traceback(None) from None
+            raise NOT_CAPABLE.fresh() from None
 
     async def downgrade(self, request: DowngradeRequest) -> DowngradeResponse:
         """An answer without its header. Raises KvError."""
@@ -74,7 +74,7 @@ class ClusterVersions:
         if request.action == DowngradeRequest.VALIDATE:
             return DowngradeResponse.FromString(downgrade_body(self.state))
         if self.state.cluster is None:
-            raise CLUSTER_VERSION_UNAVAILABLE.with_traceback(None)
+            raise CLUSTER_VERSION_UNAVAILABLE.fresh()
         # Apply looks again: another one may have come first.
         result = await server.propose_one(Op.DOWNGRADE, request.SerializeToString())
         log.info("downgrade", action=DowngradeRequest.DowngradeAction.Name(request.action), version=request.version)

@@ -75,7 +75,7 @@ class AuthService(AuthServicer):
             check(table.refuse_root(who))
         user = table.users.get(request.name)
         if user is None:
-            raise errors.USER_NOT_FOUND
+            raise errors.USER_NOT_FOUND.fresh()
         return pb.AuthUserGetResponse(header=header, roles=user.roles)
 
     async def UserList(self, request: pb.AuthUserListRequest, context: Any) -> pb.AuthUserListResponse:
@@ -117,7 +117,7 @@ class AuthService(AuthServicer):
             check(table.refuse_root(who))
         role = table.roles.get(request.role)
         if role is None:
-            raise errors.ROLE_NOT_FOUND
+            raise errors.ROLE_NOT_FOUND.fresh()
         shown = [ROOT_PERMISSION] if request.role == ROOT else role.keyPermission
         return pb.AuthRoleGetResponse(header=header, perm=shown)
 

@@ -56,7 +56,7 @@ class ClusterService(ClusterServicer):
         except KvError:
             await self._server.linearizable()
             if request.ID not in {member.id for member in self._server.cluster.members()}:
-                raise MEMBER_NOT_FOUND from None  # etcd says this first
+                raise MEMBER_NOT_FOUND.fresh() from None  # etcd says this first
             raise
         done = await self._change(MemberChange.UPDATE, Member(ID=request.ID, peerURLs=urls))
         return MemberUpdateResponse(header=self._server.header_message(0), members=done.members)
@@ -80,5 +80,5 @@ def _peer_urls(urls: "list[str] | Any") -> list[str]:
     """Sorted, as etcd keeps them."""
     found = sorted([url.strip() for url in urls])
     if not check_peer_urls(found):
-        raise MEMBER_BAD_URLS
+        raise MEMBER_BAD_URLS.fresh()
     return found

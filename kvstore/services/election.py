@@ -46,7 +46,7 @@ class ElectionService(ElectionServicer):
             await queue.wait_first(claim)
             # etcd does not look again, and calls one a leader whose lease has ended while it waited.
             if not (await claim.get()).kvs:
-                raise NOT_LEADER
+                raise NOT_LEADER.fresh()
         leader = LeaderKey(name=request.name, key=claim.key, rev=claim.revision, lease=claim.lease)
         return CampaignResponse(header=joined.header, leader=leader)
 
@@ -59,13 +59,13 @@ class ElectionService(ElectionServicer):
     async def _proclaim(self, claim: Claim, value: bytes) -> ProclaimResponse:
         put = await claim.put(value)
         if not put.succeeded:
-            raise NOT_LEADER
+            raise NOT_LEADER.fresh()
         return ProclaimResponse(header=put.header)
 
     async def Leader(self, request: LeaderRequest, context: Any) -> LeaderResponse:
         found = await Queue(self._waiters, InnerClient(self._methods, context), request.name).first()
         if not found.kvs:
-            raise NO_LEADER
+            raise NO_LEADER.fresh()
         return LeaderResponse(header=found.header, kv=found.kvs[0])
 
     async def Observe(self, request: LeaderRequest, context: Any) -> AsyncIterator[LeaderResponse]:
@@ -84,6 +84,6 @@ class ElectionService(ElectionServicer):
 def _claim(inner: InnerClient, request: ProclaimRequest | ResignRequest) -> Claim:
     """The one that a won election was proved by."""
     if not request.HasField("leader"):
-        raise MISSING_LEADER
+        raise MISSING_LEADER.fresh()
     leader = request.leader
     return Claim(inner, leader.key, leader.rev, leader.lease)

@@ -20,7 +20,7 @@ class HistoryService(HistoryServicer):
 
     async def Read(self, request: ReadHistoryRequest, context: Any) -> AsyncIterator[ReadHistoryResponse]:
         if not request.key:
-            raise KEY_NOT_PROVIDED
+            raise KEY_NOT_PROVIDED.fresh()
         if not request.serializable:
             await self._server.linearizable()
         # No view is pinned for a slow client: rows of the history never change, only their end is fixed here.

@@ -256,7 +256,7 @@ def request_id_of(call: Call) -> str:
     """The client's name for a change, or "". Raises KvError."""
     request_id = call.text(REQUEST_ID)
     if len(request_id) > REQUEST_ID_LENGTH_MAX:
-        raise REQUEST_ID_TOO_LONG
+        raise REQUEST_ID_TOO_LONG.fresh()
     return request_id
 
 

@@ -31,7 +31,7 @@ class LockService(LockServicer):
             # The lease may have ended meanwhile: then nobody is left to wait for, and the lock is not ours.
             own = await claim.get()
         if not own.kvs:
-            raise SESSION_EXPIRED
+            raise SESSION_EXPIRED.fresh()
         return LockResponse(header=own.header, key=claim.key)
 
     async def Unlock(self, request: UnlockRequest, context: Any) -> UnlockResponse:

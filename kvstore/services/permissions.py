@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def check(refused: KvError | None) -> None:
     """Raises it."""
     if refused is not None:
-        raise refused.with_traceback(None)
+        raise refused.fresh()
 
 
 def identify(server: "KvServer", context: Any) -> Identity:

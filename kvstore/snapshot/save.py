@@ -59,7 +59,7 @@ class SpooledFile:
     def check_room(self, needed: int) -> None:
         found = os.statvfs(self._folder)
         if found.f_bavail * found.f_frsize < needed + ROOM_BYTES:
-            raise NO_SPACE
+            raise NO_SPACE.fresh()
 
     def write(self, data: bytes, at: int) -> None:
         """Blocks. Raises KvError, OSError."""
@@ -188,7 +188,7 @@ class SnapshotFiles:
     async def file(self) -> AsyncIterator[SpooledFile]:
         """A whole file of the state as it was at some moment since the call. Raises KvError, StoreError, OSError."""
         if self._open >= FILES_MAX:
-            raise TOO_MANY_REQUESTS
+            raise TOO_MANY_REQUESTS.fresh()
         self._open += 1
         try:
             spooled = SpooledFile(self._folder)

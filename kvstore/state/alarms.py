@@ -59,7 +59,7 @@ def of_type(alarms: list[AlarmMember], kind: int) -> list[AlarmMember]:
 
 def check_alarm(request: AlarmRequest) -> None:
     if request.action not in AlarmRequest.AlarmAction.values() or request.alarm not in AlarmType.values():
-        raise UNKNOWN_ALARM.with_traceback(None)
+        raise UNKNOWN_ALARM.fresh()
 
 
 def apply_alarm(group: WriteGroup, request: AlarmRequest) -> AppliedResult:

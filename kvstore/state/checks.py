@@ -11,7 +11,6 @@ from bisect import bisect_right
 from typing import Final
 
 from kvstore import errors
-from kvstore.errors import KvError
 from kvstore.pb.rpc_pb2 import (
     CompactionRequest,
     DeleteRangeRequest,
@@ -27,30 +26,25 @@ _SORT_ORDERS: Final = frozenset(RangeRequest.SortOrder.values())
 _SORT_TARGETS: Final = frozenset(RangeRequest.SortTarget.values())
 
 
-def _refuse(error: KvError) -> KvError:
-    # The table's errors live for ever: without this, each would keep the frames of its last raise.
-    return error.with_traceback(None)
-
-
 def check_range(request: RangeRequest) -> None:
     if not request.key:
-        raise _refuse(errors.KEY_NOT_PROVIDED)
+        raise errors.KEY_NOT_PROVIDED.fresh()
     if request.sort_order not in _SORT_ORDERS or request.sort_target not in _SORT_TARGETS:
-        raise _refuse(errors.INVALID_SORT_OPTION)
+        raise errors.INVALID_SORT_OPTION.fresh()
 
 
 def check_put(request: PutRequest) -> None:
     if not request.key:
-        raise _refuse(errors.KEY_NOT_PROVIDED)
+        raise errors.KEY_NOT_PROVIDED.fresh()
     if request.ignore_value and request.value:
-        raise _refuse(errors.VALUE_PROVIDED)
+        raise errors.VALUE_PROVIDED.fresh()
     if request.ignore_lease and request.lease:
-        raise _refuse(errors.LEASE_PROVIDED)
+        raise errors.LEASE_PROVIDED.fresh()
 
 
 def check_delete_range(request: DeleteRangeRequest) -> None:
     if not request.key:
-        raise _refuse(errors.KEY_NOT_PROVIDED)
+        raise errors.KEY_NOT_PROVIDED.fresh()
 
 
 def check_compaction(request: CompactionRequest) -> None:
@@ -73,10 +67,10 @@ def _check_txn(request: TxnRequest, max_ops: int | None) -> tuple[list[RequestOp
     if max_ops is not None:
         left = max_ops - max(len(compares), len(success), len(failure))
         if left < 0:
-            raise _refuse(errors.TOO_MANY_OPS)
+            raise errors.TOO_MANY_OPS.fresh()
     for compare in compares:
         if not compare.key:
-            raise _refuse(errors.KEY_NOT_PROVIDED)
+            raise errors.KEY_NOT_PROVIDED.fresh()
     for op in success:
         check_op(op, left)
     for op in failure:
@@ -96,7 +90,7 @@ def check_op(op: RequestOp, left: int | None) -> None:
     elif kind == "request_txn":
         _check_txn(op.request_txn, left)
     else:
-        raise _refuse(errors.KEY_NOT_FOUND)
+        raise errors.KEY_NOT_FOUND.fresh()
 
 
 class _Intervals:
@@ -137,7 +131,7 @@ def _check_branch(ops: list[RequestOp]) -> tuple[set[bytes], _Intervals]:
         # Only one of the two branches runs, so they may share keys with each other.
         for key in then_puts | else_puts:
             if key in puts or key in deletes:
-                raise _refuse(errors.DUPLICATE_KEY)
+                raise errors.DUPLICATE_KEY.fresh()
         puts |= then_puts | else_puts
         if then_deletes.merged or else_deletes.merged:
             deletes = _Intervals(deletes.merged + then_deletes.merged + else_deletes.merged)
@@ -146,6 +140,6 @@ def _check_branch(ops: list[RequestOp]) -> tuple[set[bytes], _Intervals]:
             continue
         key = op.request_put.key
         if key in puts or key in deletes:
-            raise _refuse(errors.DUPLICATE_KEY)
+            raise errors.DUPLICATE_KEY.fresh()
         puts.add(key)
     return puts, deletes

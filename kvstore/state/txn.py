@@ -282,7 +282,7 @@ async def read_txn(reader: Reader, request: TxnRequest) -> AppliedResult:
     path = await choose_path(reader, request)
     refused = refuse_txn(reader, request, path)
     if refused is not None:
-        raise refused.with_traceback(None)
+        raise refused.fresh()
     body = await _run(reader, None, request, iter(path), True)
     return AppliedResult(reader.current_revision, body)
 

@@ -56,19 +56,19 @@ def check_downgrade(versions: Versions, request: DowngradeRequest) -> Minor | No
     """The version to go to. Raises KvError."""
     if request.action == DowngradeRequest.CANCEL:
         if versions.target is None:
-            raise errors.NO_INFLIGHT_DOWNGRADE.with_traceback(None)
+            raise errors.NO_INFLIGHT_DOWNGRADE.fresh()
         return None
     if request.action not in (DowngradeRequest.VALIDATE, DowngradeRequest.ENABLE):
-        raise errors.UNKNOWN_METHOD.with_traceback(None)
+        raise errors.UNKNOWN_METHOD.fresh()
     target, cluster = parse_minor(request.version), versions.cluster
     if target is None:
-        raise errors.WRONG_DOWNGRADE_FORMAT.with_traceback(None)
+        raise errors.WRONG_DOWNGRADE_FORMAT.fresh()
     if cluster is None:
-        raise errors.CLUSTER_VERSION_UNAVAILABLE.with_traceback(None)
+        raise errors.CLUSTER_VERSION_UNAVAILABLE.fresh()
     if target != (cluster[0], cluster[1] - 1):
-        raise errors.INVALID_DOWNGRADE_TARGET.with_traceback(None)
+        raise errors.INVALID_DOWNGRADE_TARGET.fresh()
     if versions.target is not None:
-        raise errors.DOWNGRADE_IN_PROCESS.with_traceback(None)
+        raise errors.DOWNGRADE_IN_PROCESS.fresh()
     return target
 
 

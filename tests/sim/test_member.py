@@ -4,6 +4,7 @@ In CI the slice starts at a seed that is derived from the commit, so that every 
 """
 
 import asyncio
+import gc
 import os
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from tests.sim.member.leases import LeaseLog, check_leases
 from tests.sim.member.loop import SECOND, Process, SimLoop, Stuck
 from tests.sim.member.options import SWITCHES
 from tests.sim.member.plan import Plan, run
+from tests.sim.member.world import World
 from tests.sim.mutants.mutant import ROOT, load_all, mutated, simulate
 from tests.sim.test_sim import first_seed
 
@@ -45,6 +47,13 @@ def test_slice(first: int, capsys: pytest.CaptureFixture[str]) -> None:
         assert outcome.ok, f"{outcome.violation}\nrepro: make sim LEVEL=member SEED={seed}"
         commits += outcome.commits
     assert commits > 50 * GROUP, "hardly anything was committed: the histories show nothing"
+
+
+def test_nothing_of_a_run_is_left() -> None:
+    """An error of the table that is raised itself keeps its members, and all they hold, for ever."""
+    assert run(Plan.of(4, seconds=4)).ok
+    gc.collect()
+    assert not [one for one in gc.get_objects() if type(one) is World]
 
 
 def test_a_seed_does_the_same_twice_and_in_any_process() -> None:

@@ -81,7 +81,7 @@ class HandlerStream(ServerStream):
         try:
             messages = self._deframer.feed(data) if data else []
             if is_last and not self._deframer.is_between_messages:
-                raise CUT_MESSAGE
+                raise CUT_MESSAGE.fresh()
             self._take(messages)
         except KvError as error:
             self._fail(error)
@@ -98,7 +98,7 @@ class HandlerStream(ServerStream):
         self._messages.extend(messages)
         self._messages_bytes += sum(map(len, messages))
         if len(self._messages) > 1 and not self.method.handler.request_streaming:
-            raise SECOND_MESSAGE
+            raise SECOND_MESSAGE.fresh()
         if self._messages_bytes > self.session.server.options.stream_unread_bytes_max:
             raise KvError(Code.RESOURCE_EXHAUSTED, "grpc: the handler does not keep up with what the client sends")
 

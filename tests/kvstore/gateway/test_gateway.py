@@ -121,7 +121,7 @@ async def test_a_read_that_fails_or_never_ends_is_unhealthy(live: Live, monkeypa
     app = app_of(leader)
 
     async def fails() -> None:
-        raise TIMEOUT
+        raise TIMEOUT.fresh()
 
     monkeypatch.setattr(leader.server, "linearizable", fails)
     assert (await ask(app, "/health")).short == (
@@ -221,7 +221,7 @@ async def test_livez_and_readyz(live: Live, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.undo()
 
     async def fails() -> None:
-        raise TIMEOUT
+        raise TIMEOUT.fresh()
 
     monkeypatch.setattr(survivor.server, "linearizable", fails)
     monkeypatch.setattr(type(survivor.server), "is_learner", True)

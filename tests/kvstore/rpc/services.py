@@ -60,7 +60,7 @@ class EchoStream:
 class Cluster(rpc_pb2_grpc.ClusterServicer):
     async def MemberList(self, request: rpc_pb2.MemberListRequest, context: object) -> rpc_pb2.MemberListResponse:
         if request.linearizable:
-            raise COMPACTED
+            raise COMPACTED.fresh()
         return rpc_pb2.MemberListResponse(members=[rpc_pb2.Member(ID=7)])
 
     async def MemberAdd(self, request: rpc_pb2.MemberAddRequest, context: object) -> rpc_pb2.MemberAddResponse:
@@ -76,7 +76,7 @@ class Maintenance(rpc_pb2_grpc.MaintenanceServicer):
     ) -> AsyncIterator[rpc_pb2.SnapshotResponse]:
         for number in range(5):
             yield rpc_pb2.SnapshotResponse(remaining_bytes=number, blob=b"x" * 50_000)
-        raise COMPACTED
+        raise COMPACTED.fresh()
 
 
 class Lease(rpc_pb2_grpc.LeaseServicer):

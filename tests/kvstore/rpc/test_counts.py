@@ -44,7 +44,7 @@ class Watch:
 class Cluster(rpc_pb2_grpc.ClusterServicer):
     async def MemberList(self, request: pb.MemberListRequest, context: Any) -> pb.MemberListResponse:  # type: ignore[override]
         if request.linearizable:
-            raise COMPACTED
+            raise COMPACTED.fresh()
         return pb.MemberListResponse()
 
 

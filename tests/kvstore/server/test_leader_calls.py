@@ -31,7 +31,7 @@ class Host:
     async def _echo(self, request: bytes) -> bytes:
         self.answered.append(request)
         if request == b"bad":
-            raise LEASE_NOT_FOUND
+            raise LEASE_NOT_FOUND.fresh()
         if request == b"bug":
             raise ZeroDivisionError
         if request == b"slow":

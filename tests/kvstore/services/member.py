@@ -35,7 +35,7 @@ class LocalCalls(LeaderCalls):
     """To a leader that is this member, or not there."""
 
     async def ask(self, member: int, method: str, request: bytes, timeout: float) -> bytes:
-        raise TIMEOUT_CONNECTION_LOST
+        raise TIMEOUT_CONNECTION_LOST.fresh()
 
     async def close(self) -> None:
         pass

@@ -162,7 +162,7 @@ async def test_users_that_change_without_end_do_not_hold_a_login_for_ever(
     peer: Peer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def stale(self: Auth, who: Identity) -> str:
-        raise errors.AUTH_OLD_REVISION
+        raise errors.AUTH_OLD_REVISION.fresh()
 
     monkeypatch.setattr(Auth, "_token_for", stale)
     assert await refused(peer.log_in("ann")) == errors.AUTH_OLD_REVISION

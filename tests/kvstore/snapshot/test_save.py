@@ -218,7 +218,7 @@ async def test_nothing_is_left_whatever_happens(tmp_path: Path, monkeypatch: pyt
         nonlocal pieces
         pieces += 1
         if pieces == 4:
-            raise NO_SPACE
+            raise NO_SPACE.fresh()
 
     monkeypatch.setattr(SpooledFile, "check_room", full_disk)
     with pytest.raises(KvError) as full:

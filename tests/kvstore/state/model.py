@@ -30,9 +30,9 @@ class Model:
 
     def range(self, request: pb.RangeRequest, now: bool = False) -> pb.RangeResponse:
         if request.revision > self.revision:
-            raise errors.FUTURE_REVISION
+            raise errors.FUTURE_REVISION.fresh()
         if 0 < request.revision < self.compacted:
-            raise errors.COMPACTED
+            raise errors.COMPACTED.fresh()
         keys = self.keys if request.revision <= 0 else self.past[request.revision]
         kvs = [keys[key] for key in sorted(keys) if within(request.key, request.range_end, key)]
         answer = pb.RangeResponse(count=len(kvs))
@@ -98,9 +98,9 @@ class Model:
 
     def check_put(self, request: pb.PutRequest) -> None:
         if request.lease and request.lease not in self.leases:
-            raise errors.LEASE_NOT_FOUND
+            raise errors.LEASE_NOT_FOUND.fresh()
         if (request.ignore_value or request.ignore_lease) and request.key not in self.keys:
-            raise errors.KEY_NOT_FOUND
+            raise errors.KEY_NOT_FOUND.fresh()
 
     def put(self, request: pb.PutRequest) -> pb.PutResponse:
         answer = pb.PutResponse()
@@ -134,9 +134,9 @@ class Model:
 
     def grant(self, request: pb.LeaseGrantRequest) -> pb.LeaseGrantResponse:
         if request.TTL > 9_000_000_000:
-            raise errors.LEASE_TTL_TOO_LARGE
+            raise errors.LEASE_TTL_TOO_LARGE.fresh()
         if request.ID in self.leases:
-            raise errors.LEASE_EXISTS
+            raise errors.LEASE_EXISTS.fresh()
         self.leases[request.ID] = request.TTL
         return pb.LeaseGrantResponse(ID=request.ID, TTL=request.TTL)
 
@@ -145,7 +145,7 @@ class Model:
 
     def revoke(self, request: pb.LeaseRevokeRequest) -> pb.LeaseRevokeResponse:
         if request.ID not in self.leases:
-            raise errors.LEASE_NOT_FOUND
+            raise errors.LEASE_NOT_FOUND.fresh()
         for key in self.keys_of(request.ID):
             del self.keys[key]
             gone = kv_pb2.KeyValue(key=key, mod_revision=self.revision + 1)
@@ -155,9 +155,9 @@ class Model:
 
     def compact(self, revision: int) -> pb.CompactionResponse:
         if revision > self.revision:
-            raise errors.FUTURE_REVISION
+            raise errors.FUTURE_REVISION.fresh()
         if revision <= self.compacted:
-            raise errors.COMPACTED
+            raise errors.COMPACTED.fresh()
         self.compacted = revision
         return pb.CompactionResponse()
 
@@ -181,14 +181,14 @@ class Model:
                 self.check_put(op.request_put)
                 ignores = op.request_put.ignore_value or op.request_put.ignore_lease
                 if ignores and any(key <= op.request_put.key for key in self.deleted):
-                    raise errors.KEY_NOT_FOUND
+                    raise errors.KEY_NOT_FOUND.fresh()
             elif op.HasField("request_delete_range") and op.request_delete_range.range_end == b"\0":
                 self.deleted.append(op.request_delete_range.key)
             elif op.HasField("request_txn"):
                 self.check_ops(op.request_txn, path)
             elif op.HasField("request_range"):
                 if op.request_range.revision < (0 if self.compacted else -1):
-                    raise errors.COMPACTED
+                    raise errors.COMPACTED.fresh()
                 self.range(op.request_range)
 
     def holds(self, compare: pb.Compare) -> bool:

@@ -108,14 +108,14 @@ async def ask_members(world: "World", url: str, timeout: float) -> bytes:
     member = next((one for one in world.by_name.values() if one.url == url), None)
     end = world.network.ends.get(member.id) if member is not None else None
     if end is None or not end.process.alive or end.process.paused or end.calls is None:
-        raise TIMEOUT_CONNECTION_LOST
+        raise TIMEOUT_CONNECTION_LOST.fresh()
     answer = end.process.spawn(_answer(end.calls))
     try:
         result: bytes | KvError = await asyncio.wait_for(asyncio.shield(answer), timeout)
     except TimeoutError:
-        raise TIMEOUT_CONNECTION_LOST from None
+        raise TIMEOUT_CONNECTION_LOST.fresh() from None
     if isinstance(result, KvError):
-        raise result
+        raise result.fresh()
     return result
 
 

@@ -289,9 +289,9 @@ class SimLeaderCalls(LeaderCalls):
                 self._transport, member, lambda end: _answer(end, method, request), timeout
             )
         except Lost as error:
-            raise (TIMEOUT if "nothing" in str(error) else TIMEOUT_CONNECTION_LOST) from None
+            raise (TIMEOUT if "nothing" in str(error) else TIMEOUT_CONNECTION_LOST).fresh() from None
         if isinstance(answer, KvError):
-            raise KvError(answer.code, answer.message)
+            raise answer.fresh()
         return bytes(answer)
 
     async def close(self) -> None:
