@@ -18,6 +18,7 @@ LEVEL ?= raft
 ROW ?=
 MINUTES ?= 30
 BACKEND ?= auto
+SERVER ?= kvstore
 WORKLOAD ?= register
 NEMESIS ?= all
 TIME ?= 60
@@ -86,9 +87,9 @@ mutants: $(DEV_READY) ## put known bugs back, one by one: the simulator must fin
 compatibility: $(DEV_READY) ## write docs/COMPATIBILITY.md anew, from a real etcd and a member
 	$(BIN)/python -m tests.conformance.compatibility
 
-jepsen: $(DEV_READY) ## members in containers or namespaces, faults, clients, verdicts (root; TIME, SEED, WORKLOAD, NEMESIS, BACKEND)
+jepsen: $(DEV_READY) ## members in containers or namespaces, faults, clients, verdicts (root; TIME, SEED, WORKLOAD, NEMESIS, BACKEND, SERVER)
 	$(BIN)/python -m tests.jepsen --backend $(BACKEND) --workload $(WORKLOAD) --nemesis $(NEMESIS) --time $(TIME) \
-		--seed $(or $(SEED),$(FIRST)) $(ARGS)
+		--seed $(or $(SEED),$(FIRST)) --server $(SERVER) $(ARGS)
 
 jepsen-mutants: $(DEV_READY) ## known bugs in real members, one by one: make jepsen must see each (root; resumes; ARGS=--table)
 	$(BIN)/python -m tests.jepsen.mutants $(ARGS)

@@ -13,7 +13,7 @@ from tests.jepsen.faults import FAULTS
 from tests.jepsen.guard import ROOT
 from tests.jepsen.network import NetworkError
 from tests.jepsen.probe import BACKENDS, describe, missing, probe
-from tests.jepsen.run import HarnessError, Options, Run
+from tests.jepsen.run import SERVERS, HarnessError, Options, Run
 from tests.jepsen.workloads import WORKLOADS
 
 HARNESS_FAILED, CANNOT = 2, 3
@@ -41,6 +41,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--rate", type=float, default=300.0, help="operations a second, of all clients together")
     parser.add_argument("--power-cut", action="store_true", help="netns: a kill takes what was not synced")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "jepsen")
+    parser.add_argument("--server", choices=SERVERS, default=SERVERS[0])
     parser.add_argument("--probe", action="store_true", help="only say what this machine can do")
     return parser.parse_args(arguments)
 
@@ -75,14 +76,16 @@ def main(arguments: list[str]) -> int:
         given.rate,
         backend,
         given.power_cut,
+        server=given.server,
     )
-    path = given.out / f"{given.workload}-{given.seed}"
+    other = "" if given.server == SERVERS[0] else f"{given.server}-"
+    path = given.out / f"{other}{given.workload}-{given.seed}"
     try:
         code = Run(options, path).run()
     except (HarnessError, NetworkError, EngineError, AssertionError, subprocess.TimeoutExpired) as error:
         print(f"HARNESS   {type(error).__name__}: {error}")
         return HARNESS_FAILED
-    print(f"{'pass' if code == 0 else 'FAIL'}: {options.command}\n{path}/report.json")
+    print(f"{'pass' if code == 0 else 'FAIL'}: {options.command}\n{path}/report.html")
     return code
 
 

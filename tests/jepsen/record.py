@@ -43,6 +43,7 @@ class Call:
     type: str = "info"
     value: Any = None
     returned: int = NEVER
+    noticed: int = 0  # when the client gave up, if nobody answered; else as `returned`
     revision: int = 0
     member: str = ""
     error: str = ""
@@ -55,7 +56,9 @@ class Call:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    """None where there is no file; a last line that its writer did not finish is none."""
+    text = path.read_text() if path.exists() else ""
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
 
 def calls(lines: list[dict[str, Any]]) -> list[Call]:
@@ -74,6 +77,7 @@ def calls(lines: list[dict[str, Any]]) -> list[Call]:
             continue
         call = pending.pop(process)
         call.type, call.value, call.revision = line["type"], line["value"], line["revision"]
+        call.noticed = line["time_ns"]
         call.returned = line["time_ns"] if call.type != "info" else NEVER
         call.error, call.saw, call.wrote = line.get("error", ""), line.get("saw"), line.get("wrote")
     return found

