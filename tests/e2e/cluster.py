@@ -81,6 +81,7 @@ class Member:
         self.environment: dict[str, str] = {}
         self.wrapper: list[str] = []  # put before the command, such as strace and its options
         self.program = PROGRAM
+        self.expected: list[str] = []  # a line of its log that has one of these may tell of an error: it was made
         self.process: subprocess.Popen[bytes] | None = None
         self._log_start = 0
         self._channel: grpc.Channel | None = None
@@ -255,6 +256,11 @@ class Cluster:
         member.arguments = [*self.member_flags(member), *self._flags]
         if self._admin:
             member.arguments.append(f"--admin-socket={member.admin_path}")
+
+    def move_data(self, member: Member, to: Path) -> None:
+        """Before its first start."""
+        member.data_dir = to
+        self._prepare(member)
 
     def member_flags(self, member: Member) -> list[str]:
         return [

@@ -1,6 +1,6 @@
 """Clean-up that nothing can interrupt: `python -m tests.jepsen.guard PREFIX` waits until stdin ends, then removes
 every namespace, control group and container whose name begins with PREFIX, with all processes in it, and the host's
-link to it.
+link to it, and every mount of a disk image whose name begins so.
 
 It is the only way of cleaning up: the harness closes the pipe, or its death does, whichever way it dies.
 """
@@ -114,6 +114,20 @@ def processes_of(groups: Iterable[Path]) -> list[int]:
     return found
 
 
+def mounts(prefix: str) -> list[str]:
+    """Where images of this prefix are mounted."""
+    devices = set()
+    for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
+        try:
+            image = Path(backing.read_text().strip()).name
+        except OSError:
+            continue  # detached meanwhile
+        if image.startswith(f"{prefix}-"):
+            devices.add(f"/dev/{backing.parent.parent.name}")
+    lines = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
+    return [target for device, target, *_ in lines if device in devices]
+
+
 def clean(prefix: str) -> None:
     """Idempotent. First the names go, so that nothing more can enter; what has entered is then killed by pid."""
     names = namespaces(prefix)
@@ -126,6 +140,8 @@ def clean(prefix: str) -> None:
     inodes = {os.fstat(one).st_ino for one in held} - {os.stat("/proc/self/ns/net").st_ino}
     for name in names:
         subprocess.run(["ip", "netns", "del", name], check=False, stderr=subprocess.DEVNULL)
+    for target in mounts(prefix):  # who waits for a frozen disk cannot be killed
+        subprocess.run(["fsfreeze", "-u", target], check=False, stderr=subprocess.DEVNULL)
     while pids := {*processes_in(inodes), *processes_of(cgroups(prefix))}:
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
@@ -133,6 +149,8 @@ def clean(prefix: str) -> None:
         time.sleep(0.02)
     for one in held:
         os.close(one)
+    for target in mounts(prefix):
+        subprocess.run(["umount", target], check=False)
     subprocess.run(["ip", "link", "del", prefix], check=False, stderr=subprocess.DEVNULL)
     for group in cgroups(prefix):
         with contextlib.suppress(OSError):

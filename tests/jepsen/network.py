@@ -117,7 +117,7 @@ class Network(Guarded):
 
     def enter(self, node: str) -> list[str]:
         """Put before a command, it runs in the node's namespace, with the same pid."""
-        return ["ip", "netns", "exec", self._name(node)]
+        return ["nsenter", f"--net={NAMESPACES / self._name(node)}"]  # unlike ip netns exec, with all mounts
 
     # Faults
 

@@ -6,9 +6,12 @@
 import os
 import shutil
 import subprocess
+import tempfile
 import uuid
+from pathlib import Path
 
-from tests.jepsen import packets
+from tests.jepsen import network, packets
+from tests.jepsen.disk import Disk
 from tests.jepsen.engine import lacking
 
 SECONDS_MAX = 10.0
@@ -36,10 +39,30 @@ def _packet_queue() -> str:
     return ""
 
 
+def _disk_image() -> str:
+    """An ext4 in a file can be mounted, loses what was not synced, and hangs when it is told to."""
+    with tempfile.TemporaryDirectory() as folder:
+        disk = Disk(Path(folder) / "kjprobe.img", Path(folder) / "mounted")
+        try:
+            disk.make()
+        except (OSError, network.NetworkError) as error:
+            return str(error)
+        try:
+            disk.freeze()
+            disk.thaw()
+            disk.shut_down()
+        except (OSError, network.NetworkError) as error:
+            return str(error)
+        finally:
+            disk.unmount()
+    return ""
+
+
 def probe() -> dict[str, str]:
     """By capability: "" or why not. Needs some 200 ms; leaves nothing behind."""
     found = {"docker engine": lacking()}
     found["strace inject"] = _run("strace -qq -o /dev/null -e inject=fsync:retval=0 true")
+    found["disk image"] = _disk_image() if os.geteuid() == 0 else "not root"
     rest = ("ip netns", "bridge", "veth", "iptables DROP", "iptables REJECT", "random loss", "packet queue")
     if os.geteuid() != 0:
         return found | dict.fromkeys(rest, "not root")

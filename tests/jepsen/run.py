@@ -10,12 +10,14 @@ import subprocess
 import sys
 import sysconfig
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from tests.e2e.cluster import Cluster, clean_environment
 from tests.jepsen.containers import Containers
+from tests.jepsen.disk import Disk
 from tests.jepsen.faults import FAULTS, Fault, System, Told
 from tests.jepsen.guard import ROOT
 from tests.jepsen.judge import FAIL, Verdict, judge, judged
@@ -71,11 +73,21 @@ def possible(nemeses: tuple[str, ...], found: dict[str, str]) -> tuple[list[str]
     return [name for name in nemeses if not reasons[name]], {name: why for name, why in reasons.items() if why}
 
 
-def make_system(network: Network, count: int, path: Path) -> System:
-    """Members inside the network, not started."""
+def needs_disks(names: Iterable[str]) -> bool:
+    return any("disk image" in FAULTS[name].needs for name in names)
+
+
+def make_system(network: Network, count: int, path: Path, *, disks: bool = False) -> System:
+    """Members inside the network, not started; with `disks`, each on one of its own."""
     hosts = [network.address[f"m{number}"] for number in range(1, count + 1)]
     flags = ["--snapshot-count=500"]  # flushes fall between the faults
-    return System(network, Cluster(count, path, hosts=hosts, flags=flags, make=network.member))
+    system = System(network, Cluster(count, path, hosts=hosts, flags=flags, admin=True, make=network.member))
+    for member in system.cluster.members if disks else ():
+        disk = Disk(path / f"{network.prefix}-{member.name}.img", path / f"{member.name}.disk")
+        disk.make()
+        system.disks[member.name] = disk
+        system.cluster.move_data(member, disk.data)
+    return system
 
 
 def change(system: System, options: Options) -> None:
@@ -125,14 +137,16 @@ class Run:
         shutil.rmtree(self.path, ignore_errors=True)
         self.path.mkdir(parents=True)
         found = probe()
+        if self.options.backend != Network.backend and not found["disk image"]:
+            found["disk image"] = "a mount of the harness is not one of the engine's"
         able, self.skipped = possible(self.options.nemeses, found)
         for name, why in self.skipped.items():
             print(f"SKIPPED   {name:<14} {why}")
         names = [*(f"m{number + 1}" for number in range(self.options.members)), "clients"]
         with BACKENDS[self.options.backend](names) as network:
-            system = make_system(network, self.options.members, self.path)
+            system = make_system(network, self.options.members, self.path, disks=needs_disks(able))
             change(system, self.options)
-            with system.cluster:
+            with system:
                 system.cluster.wait_leader()
                 started = time.monotonic_ns()
                 observer = Observer(system.cluster)
@@ -274,6 +288,8 @@ class Run:
             },
         )
         if all(verdict.result == "pass" for verdict in self.verdicts):
-            for data in self.path.glob("m[0-9]*"):
+            for data in (*self.path.glob("m[0-9]*"), *self.path.glob("*.img")):
                 if data.is_dir():
                     shutil.rmtree(data)  # of use to nobody; the logs stay
+                elif data.suffix == ".img":
+                    data.unlink()

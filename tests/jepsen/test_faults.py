@@ -14,7 +14,8 @@ import pytest
 
 from tests.e2e.cluster import wait_for
 from tests.jepsen import guard
-from tests.jepsen.faults import System
+from tests.jepsen.faults import FAULTS, System
+from tests.jepsen.faults.disks import DISKS
 from tests.jepsen.faults.links import LINKS
 from tests.jepsen.faults.partitions import PARTITIONS, Partition, isolate, partial, partition, ring
 from tests.jepsen.faults.processes import PROCESSES
@@ -55,10 +56,21 @@ def test_every_other_link_bites_and_heals(netns: dict[str, str], tmp_path: Path)
 def test_every_process_fault_bites_and_heals(netns: dict[str, str], tmp_path: Path) -> None:
     with network_of(3) as network:
         system = make_system(network, 3, tmp_path)
-        with system.cluster:
+        with system:
             for name, fault in PROCESSES.items():
                 system.cluster.wait_leader()
                 assert show(fault(system, random.Random(1))) == [], name
+
+
+@pytest.mark.long
+def test_every_disk_fault_bites_and_heals(netns: dict[str, str], tmp_path: Path) -> None:
+    with network_of(3) as network:
+        system = make_system(network, 3, tmp_path, disks=not netns["disk image"])
+        with system:
+            for name, fault in DISKS.items():
+                if not missing(fault.needs, netns):
+                    system.cluster.wait_leader()
+                    assert show(fault(system, random.Random(1))) == [], name
 
 
 class Nothing(Partition):
@@ -127,12 +139,15 @@ PROCESSES_MIN = {"netns": 4, "docker": 12}
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("nemesis", ["isolate", "disk-hang-majority"])
 @pytest.mark.parametrize(("backend", "number"), INTERRUPTED, ids=[f"{one}-{two.name}" for one, two in INTERRUPTED])
-def test_nothing_is_left_of_an_interrupted_run(tmp_path: Path, backend: str, number: signal.Signals) -> None:
+def test_nothing_is_left_of_an_interrupted_run(
+    tmp_path: Path, backend: str, number: signal.Signals, nemesis: str
+) -> None:
     """Interrupted in the middle of a fault, with members and clients at work."""
-    if why := missing(BACKENDS[backend], probe()):
+    if why := missing((*BACKENDS[backend], *FAULTS[nemesis].needs), probe()):
         pytest.skip(f"backend {backend}: {why}")
-    command = ["--members=3", "--nemesis=isolate", "--time=60", f"--backend={backend}", f"--out={tmp_path}"]
+    command = ["--members=3", f"--nemesis={nemesis}", "--time=60", f"--backend={backend}", f"--out={tmp_path}"]
     with (tmp_path / "out.txt").open("wb") as out:
         harness = subprocess.Popen(
             [sys.executable, "-m", "tests.jepsen", *command], stdout=out, stderr=out, cwd=ROOT, start_new_session=True
@@ -168,5 +183,7 @@ def test_system_names(tmp_path: Path) -> None:
     network.address = {"m1": "198.18.1.1", "m2": "198.18.1.2"}
     system: System = make_system(network, 2, tmp_path)
     assert system.names == ["m1", "m2"]
-    assert [member.wrapper[-1] for member in system.cluster.members] == [f"{network.prefix}-m1", f"{network.prefix}-m2"]
+    assert [member.wrapper[-1] for member in system.cluster.members] == [
+        f"--net=/run/netns/{network.prefix}-{name}" for name in ("m1", "m2")
+    ]
     assert partition(isolate).shape is isolate

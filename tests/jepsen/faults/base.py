@@ -5,8 +5,10 @@ from __future__ import annotations
 import random
 import threading
 from dataclasses import dataclass, field
+from typing import Any
 
 from tests.e2e.cluster import Cluster, Member
+from tests.jepsen.disk import Disk
 from tests.jepsen.network import Network
 
 HOW_MANY = ("one", "leader", "minority", "majority", "all")
@@ -14,10 +16,20 @@ HOW_MANY = ("one", "leader", "minority", "majority", "all")
 
 @dataclass
 class System:
-    """What faults act on."""
+    """What faults act on. A context manager: members run within."""
 
     network: Network
     cluster: Cluster
+    disks: dict[str, Disk] = field(default_factory=dict)  # of each member, where a fault needs them
+
+    def __enter__(self) -> System:
+        self.cluster.__enter__()
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        for disk in self.disks.values():
+            disk.wake()  # who waits for it cannot be killed
+        self.cluster.__exit__(*raised)
 
     @property
     def names(self) -> list[str]:
