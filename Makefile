@@ -35,7 +35,7 @@ LICENSES_DEV := $(LICENSES_RUN);MPL-2.0;Mozilla Public License 2.0
 
 .DEFAULT_GOAL := help
 .PHONY: help install run test test-fast test-all lint format proto golden sim trace exhaustive mutants compatibility bench bench-growth bench-soak \
-	bench-failover jepsen jepsen-mutants sbom licenses lock clean \
+	bench-failover jepsen jepsen-matrix jepsen-availability jepsen-mutants sbom licenses lock clean \
 	docker docker-run docker-base wheels
 
 help: ## list the targets
@@ -90,6 +90,12 @@ compatibility: $(DEV_READY) ## write docs/COMPATIBILITY.md anew, from a real etc
 jepsen: $(DEV_READY) ## members in containers or namespaces, faults, clients, verdicts (root; TIME, SEED, WORKLOAD, NEMESIS, BACKEND, SERVER)
 	$(BIN)/python -m tests.jepsen --backend $(BACKEND) --workload $(WORKLOAD) --nemesis $(NEMESIS) --time $(TIME) \
 		--seed $(or $(SEED),$(FIRST)) --server $(SERVER) $(ARGS)
+
+jepsen-matrix: $(DEV_READY) ## every nemesis and workload, then all at random; resumes; docs/JEPSEN.md has the table (ARGS="--minutes 60")
+	$(BIN)/python -m tests.jepsen.matrix --backend $(BACKEND) $(ARGS)
+
+jepsen-availability: $(DEV_READY) ## how long writes stop when the leader is lost, for us and a real etcd (ARGS="--rounds 5")
+	$(BIN)/python -m tests.jepsen.availability --backend $(BACKEND) $(ARGS)
 
 jepsen-mutants: $(DEV_READY) ## known bugs in real members, one by one: make jepsen must see each (root; resumes; ARGS=--table)
 	$(BIN)/python -m tests.jepsen.mutants $(ARGS)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.jepsen.breaking import FAULT_SECONDS
 from tests.jepsen.engine import EngineError
 from tests.jepsen.faults import FAULTS
 from tests.jepsen.guard import ROOT
@@ -27,6 +28,11 @@ def nemeses(text: str) -> tuple[str, ...]:
     return names
 
 
+def bounds(text: str) -> tuple[float, float]:
+    least, most = map(float, text.split(","))
+    return least, most
+
+
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m tests.jepsen", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -41,6 +47,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--rate", type=float, default=300.0, help="operations a second, of all clients together")
     parser.add_argument("--power-cut", action="store_true", help="netns: a kill takes what was not synced")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "jepsen")
+    parser.add_argument("--fault-seconds", type=bounds, default=FAULT_SECONDS, help="of a fault: LEAST,MOST")
     parser.add_argument("--server", choices=SERVERS, default=SERVERS[0])
     parser.add_argument("--probe", action="store_true", help="only say what this machine can do")
     return parser.parse_args(arguments)
@@ -77,6 +84,7 @@ def main(arguments: list[str]) -> int:
         backend,
         given.power_cut,
         server=given.server,
+        fault_seconds=given.fault_seconds,
     )
     other = "" if given.server == SERVERS[0] else f"{given.server}-"
     path = given.out / f"{other}{given.workload}-{given.seed}"

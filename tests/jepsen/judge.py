@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
 
@@ -10,10 +11,13 @@ from tests.e2e.checkers import Truth, Undecided, check_linearizable, check_revis
 from tests.e2e.cluster import Cluster
 from tests.jepsen.checkers.append import check_append
 from tests.jepsen.checkers.set import check_set
+from tests.jepsen.faults import FAULTS
 from tests.jepsen.record import Call, history
+from tests.jepsen.report import quantiles
 
 PASS, FAIL, UNDECIDED = "pass", "FAIL", "UNDECIDED"
 SHOWN = 5
+RESUMED_SECONDS = 10.0  # writes resume after any fault that leaves a majority
 
 
 @dataclass
@@ -72,3 +76,16 @@ def _logs(cluster: Cluster) -> list[str]:
     for member in cluster.members:
         check_log(member)
     return []
+
+
+def judge_availability(faults: list[dict[str, Any]]) -> Verdict:
+    """faults: as the report has them. The bound is for any machine; how long it really took is what is told."""
+    found = [one for one in faults if FAULTS[one["name"]].leaves_majority and not one["beside"]]
+    late = [
+        f"{one['name']} {one['what']}: no write for {one['unavailable']} s"
+        for one in found
+        if one["unavailable"] > RESUMED_SECONDS
+    ]
+    took = quantiles(one["unavailable"] for one in found)
+    times = " ".join(f"{which}={took[which]:.1f}s" for which in ("p50", "p99", "max")) if found else ""
+    return Verdict("availability", FAIL if late else PASS, late, f"writes after {len(found)} faults: {times}")

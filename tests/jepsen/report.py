@@ -18,6 +18,7 @@ from tests.jepsen.guard import ROOT
 from tests.jepsen.record import Call, calls, read
 
 AFTER_SECONDS = 5.0  # to recover: counted to a fault's time without writes, unless another fault begins
+TOGETHER = "two at once"
 SERVER_CODE = ("raft", "kvstore")
 
 
@@ -51,9 +52,11 @@ def quantiles(values: Iterable[float]) -> dict[str, float]:
 
 
 def by_class(faults: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """The time without acknowledged writes, for each kind of fault."""
-    names = dict.fromkeys(fault["name"] for fault in faults)
-    return {name: quantiles(one["unavailable"] for one in faults if one["name"] == name) for name in names}
+    """The time without acknowledged writes, for each kind of fault; two at once are a kind of their own."""
+    gaps: dict[str, list[float]] = {}
+    for fault in faults:
+        gaps.setdefault(TOGETHER if fault["beside"] else fault["name"], []).append(fault["unavailable"])
+    return {name: quantiles(found) for name, found in gaps.items()}
 
 
 def operations(found: list[Call]) -> dict[str, dict[str, int]]:

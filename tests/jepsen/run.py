@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from tests.e2e.cluster import Cluster, clean_environment
+from tests.jepsen.breaking import FAULT_SECONDS, Breaking, NotHealedError
 from tests.jepsen.containers import Containers
 from tests.jepsen.disk import Disk
 from tests.jepsen.faults import FAULTS, Fault, System, Told
 from tests.jepsen.guard import ROOT
-from tests.jepsen.judge import FAIL, Verdict, judge, judged
+from tests.jepsen.judge import FAIL, Verdict, judge, judge_availability, judged
 from tests.jepsen.network import Network
 from tests.jepsen.observer import Observer, Span
 from tests.jepsen.probe import missing, probe
@@ -28,8 +29,6 @@ from tests.jepsen.record import Call, Writer, calls, read
 from tests.jepsen.report import by_class, commit, operations, unavailability, write
 
 WORKER_SECONDS_MAX = 90.0  # of the last reads
-QUIET_SECONDS = (0.5, 2.0)  # between two faults
-FAULT_SECONDS = (1.0, 5.0)
 RECOVERY_SECONDS = 2.0  # after the last fault, as the others have until the next one
 BACKENDS: dict[str, type[Network]] = {one.backend: one for one in (Containers, Network)}
 
@@ -55,15 +54,20 @@ class Options:
     power_cut: bool = False  # a kill takes along what was not synced
     code: str = ""  # the directory whose code the members run; "": this one
     server: str = "kvstore"
+    fault_seconds: tuple[float, float] = FAULT_SECONDS
 
     @property
     def command(self) -> str:
+        """What does it again."""
         nemesis = "all" if set(self.nemeses) == set(FAULTS) else ",".join(self.nemeses) or "none"
+        least, most = self.fault_seconds
+        more = [f"--fault-seconds={least:g},{most:g}"] * (self.fault_seconds != FAULT_SECONDS)
+        more += ["--power-cut"] * self.power_cut
         return (
             f"make jepsen BACKEND={self.backend} WORKLOAD={self.workload} NEMESIS={nemesis} SEED={self.seed} "
             f"TIME={self.seconds:.0f}"
-            + " SERVER=etcd" * (self.server == "etcd")
-            + (' ARGS="--power-cut"' if self.power_cut else "")
+            + f" SERVER={self.server}" * (self.server != SERVERS[0])
+            + f' ARGS="{" ".join(more)}"' * bool(more)
         )
 
 
@@ -230,28 +234,16 @@ class Run:
             )
 
     def _break(self, system: System, able: list[str], writer: Writer, worker: subprocess.Popen[bytes]) -> None:
-        """One fault after the other until the time is over; each in turn before any comes again."""
-        end = time.monotonic() + self.options.seconds
-        waiting: list[str] = []
-        while (left := end - time.monotonic()) > 0:
+        def alive() -> None:
             if worker.poll() is not None:
                 raise HarnessError(f"the clients ended:\n{(self.path / 'clients.log').read_text()[-2000:]}")
-            time.sleep(min(left, self.rng.uniform(*QUIET_SECONDS)))
-            if not able:
-                continue
-            waiting = waiting or self.rng.sample(able, len(able))
-            name = waiting.pop()
-            fault = FAULTS[name](system, self.rng)
-            what = fault.begin()
-            told = Told(name, what, time.monotonic_ns())
-            writer.line("nemesis", "info", name, "", what)
-            time.sleep(self.rng.uniform(*FAULT_SECONDS))
-            fault.end()
-            told.ended = time.monotonic_ns()
-            writer.line("nemesis", "info", f"end {name}", "", what)
-            if sick := fault.healed():
-                raise HarnessError(f"{name} does not heal: {sick}")
-            self.told.append(told)
+
+        breaking = Breaking(system, self.rng, writer, alive, self.options.fault_seconds)
+        self.told = breaking.told
+        try:
+            breaking.run(able, self.options.seconds)
+        except NotHealedError as error:
+            raise HarnessError(str(error)) from error
 
     def _judge(self, system: System) -> None:
         options = self.options
@@ -268,6 +260,7 @@ class Run:
 
         faults = [since(told) for told in self.told]
         unavailability(self.calls, faults, started, self.stopped)
+        self._add(judge_availability(faults))
         write(
             self.path,
             {

@@ -22,7 +22,7 @@ def write(at: float, took: float = 0.01, **more: Any) -> Call:
 
 
 def fault(name: str, began: float, ended: float) -> dict[str, Any]:
-    return {"name": name, "what": "m1>m2", "began": began, "ended": ended, "unavailable": 0.0}
+    return {"name": name, "what": "m1>m2", "began": began, "ended": ended, "beside": "", "unavailable": 0.0}
 
 
 def test_quantiles() -> None:

@@ -40,6 +40,8 @@ class Fault:
     """Begun, then ended; in between it may be asked whether it really is there."""
 
     needs: tuple[str, ...] = ()
+    layer = ""  # faults of two layers can be there at once; "": none beside it
+    leaves_majority = False  # of members that run and reach each other at full speed
 
     def __init__(self, system: System, rng: random.Random) -> None:
         self.system = system
@@ -113,4 +115,5 @@ class Told:
     what: str
     began: float
     ended: float = 0.0
+    beside: str = ""  # another fault at the same time
     unavailable: float = field(default=0.0)  # the longest time without an acknowledged operation, in seconds

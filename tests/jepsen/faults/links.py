@@ -20,6 +20,7 @@ class Slow(Fault):
     """All links between members, or those of one, are like `link`."""
 
     needs = ("packet queue",)
+    layer = "network"
     link: ClassVar[Link]
     of_one = False
 

@@ -62,12 +62,15 @@ Shape = Callable[[list[str], random.Random], set[Pair]]
 
 class Partition(Fault):
     needs = ("iptables DROP",)
+    layer = "network"
+    leaves_majority = True
     target = "DROP"
+    to_leader = 0.5  # chance that it is the leader which comes first: what happens to it matters most
     shape: Shape
 
     def choose(self) -> str:
         names = self.rng.sample(self.system.names, len(self.system.names))
-        if self.rng.random() < 0.5:  # what happens to the leader matters most
+        if self.rng.random() < self.to_leader:
             leader = self.system.cluster.leader()
             if leader is not None:
                 names.sort(key=lambda name: name != leader.name)
@@ -92,6 +95,10 @@ class Partition(Fault):
         return f"{sorted(lost)} still cut" if lost else ""
 
 
+class OfLeader(Partition):
+    to_leader = 1.0
+
+
 class Rejecting(Partition):
     """The sender is told at once, by ICMP, where else it would wait."""
 
@@ -108,6 +115,7 @@ class Rejecting(Partition):
 class Flapping(Repeated, Partition):
     """Cut and healed, many times a second."""
 
+    leaves_majority = False
     shape = staticmethod(isolate)
 
     def prepare(self) -> str:
@@ -141,6 +149,7 @@ class Flaky(Partition):
     """Every packet between members is lost with a chance of LOSS."""
 
     needs = ("random loss",)
+    leaves_majority = False
 
     def begin(self) -> str:
         self.system.network.cut(permutations(self.system.names, 2), loss=LOSS)
@@ -159,6 +168,8 @@ class ClientsCut(Fault):
     """The clients do not reach one member any more, nor it them; among themselves the members are well."""
 
     needs = ("iptables DROP",)
+    layer = "network"
+    leaves_majority = True
 
     def begin(self) -> str:
         self.victim = self.rng.choice([self.pick("one")[0], self.pick("leader")[0]])
@@ -199,6 +210,7 @@ REJECTED = ("isolate", "halves", "bridge", "ring")
 PARTITIONS: dict[str, type[Fault]] = {
     **{name: partition(shape) for name, shape in SHAPES.items()},
     **{f"{name}-reject": partition(SHAPES[name], Rejecting) for name in REJECTED},
+    "isolate-leader": partition(isolate, OfLeader),
     "flapping": Flapping,
     "flaky": Flaky,
     "clients-cut": ClientsCut,

@@ -15,6 +15,7 @@ STORM_SECONDS = (0.1, 1.5)  # a start takes about one: many are killed in it
 class Processes(Fault):
     """To `how_many` of the members."""
 
+    layer = "process"
     how_many = "one"
 
     def begin(self) -> str:
@@ -77,6 +78,9 @@ def _state(member: Member) -> str:
 class RestartStorm(Repeated):
     """A minority is killed and started again, over and over, often before a start is over."""
 
+    layer = "process"
+    leaves_majority = True
+
     def prepare(self) -> str:
         self.victims = self.pick("minority")
         self.lives = {member.pid for member in self.victims}
@@ -100,7 +104,8 @@ class RestartStorm(Repeated):
 
 
 def processes(base: type[Processes], how_many: str) -> type[Processes]:
-    return type(f"{base.__name__}_{how_many}", (base,), {"how_many": how_many})
+    some = how_many not in {"majority", "all"}
+    return type(f"{base.__name__}_{how_many}", (base,), {"how_many": how_many, "leaves_majority": some})
 
 
 PROCESSES: dict[str, type[Fault]] = {

@@ -1,0 +1,47 @@
+"""Which run comes next, until every nemesis has two workloads and every workload three nemeses."""
+
+from collections import Counter
+
+import pytest
+
+from tests.jepsen.faults import FAULTS
+from tests.jepsen.matrix import NEMESES_EACH, WORKLOADS_EACH, Cell, Pair, document, next_pair
+from tests.jepsen.workloads import WORKLOADS
+
+
+def complete(workloads: list[str], nemeses: list[str], done: set[Pair]) -> list[Pair]:
+    """What is run one after the other, beginning with `done`."""
+    found: list[Pair] = []
+    while (pair := next_pair(workloads, nemeses, {*done, *found})) is not None:
+        assert pair not in {*done, *found}, "nothing is run twice"
+        found.append(pair)
+    return found
+
+
+SIZES = [(1, 1), (1, 8), (2, 2), (9, 4), (3, 40), (len(WORKLOADS), len(FAULTS))]
+
+
+@pytest.mark.parametrize(("workloads", "nemeses"), SIZES)
+def test_all_are_covered(workloads: int, nemeses: int) -> None:
+    ours, theirs = [f"w{one}" for one in range(workloads)], [f"n{one}" for one in range(nemeses)]
+    pairs = complete(ours, theirs, set())
+    by_workload, by_nemesis = Counter(one for one, _ in pairs), Counter(other for _, other in pairs)
+    assert all(by_workload[one] >= min(NEMESES_EACH, nemeses) for one in ours)
+    assert all(by_nemesis[other] >= min(WORKLOADS_EACH, workloads) for other in theirs)
+
+
+def test_what_is_new_tomorrow_is_all_that_is_run_tomorrow() -> None:
+    done = set(complete(["a", "b"], ["x", "y", "z"], set()))
+    assert complete(["a", "b"], ["x", "y", "z"], done) == []
+    assert {nemesis for _, nemesis in complete(["a", "b"], ["x", "y", "z", "new"], done)} == {"new"}
+    assert {workload for workload, _ in complete(["a", "b", "new"], ["x", "y", "z"], done)} == {"new"}
+
+
+def test_a_violation_is_told() -> None:
+    good = Cell("register", "kill-one", 1, 90.0, "netns", 5, {"ok": 10}, {"kill-one": [0.1, 1.5]}, [])
+    bad = Cell("set", "all", 7, 300.0, "netns", 5, {"ok": 5, "info": 2}, {"kill-one": [4.0]}, ["set: FAIL"])
+    text = document({"abc": [good, bad]})
+    assert "| `register` | 1 | 1 | 2 | 2 | 10 | 0 |" in text
+    assert "| `set`, everything at random, seed 7 | all | 1 | 5 | 1 | 7 | 1 |" in text
+    assert "- set, all, seed 7: set: FAIL" in text
+    assert "| `kill-one` | register set | 3 | 1.5 | 4.0 | 4.0 |" in text
