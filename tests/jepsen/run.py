@@ -30,6 +30,12 @@ from tests.jepsen.report import by_class, commit, operations, unavailability, wr
 
 WORKER_SECONDS_MAX = 90.0  # of the last reads
 RECOVERY_SECONDS = 2.0  # after the last fault, as the others have until the next one
+FLAGS = [  # flushes, new segments of the log and members that need a snapshot come often
+    "--snapshot-count=500",
+    "--snapshot-catchup-entries=500",
+    "--snapshot-catchup-bytes=500000",
+    "--log-segment-bytes=500000",
+]
 BACKENDS: dict[str, type[Network]] = {one.backend: one for one in (Containers, Network)}
 
 
@@ -84,8 +90,7 @@ def needs_disks(names: Iterable[str]) -> bool:
 def make_system(network: Network, count: int, path: Path, *, disks: bool = False) -> System:
     """Members inside the network, not started; with `disks`, each on one of its own."""
     hosts = [network.address[f"m{number}"] for number in range(1, count + 1)]
-    flags = ["--snapshot-count=500"]  # flushes fall between the faults
-    system = System(network, Cluster(count, path, hosts=hosts, flags=flags, admin=True, make=network.member))
+    system = System(network, Cluster(count, path, hosts=hosts, flags=FLAGS, admin=True, make=network.member))
     for member in system.cluster.members if disks else ():
         disk = Disk(path / f"{network.prefix}-{member.name}.img", path / f"{member.name}.disk")
         disk.make()

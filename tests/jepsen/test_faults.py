@@ -17,6 +17,7 @@ from tests.jepsen import guard
 from tests.jepsen.faults import FAULTS, System
 from tests.jepsen.faults.disks import DISKS
 from tests.jepsen.faults.links import LINKS
+from tests.jepsen.faults.members import MEMBERS
 from tests.jepsen.faults.partitions import PARTITIONS, Partition, isolate, partial, partition, ring
 from tests.jepsen.faults.processes import PROCESSES
 from tests.jepsen.guard import ROOT
@@ -24,7 +25,7 @@ from tests.jepsen.network import Network
 from tests.jepsen.probe import BACKENDS, missing, probe
 from tests.jepsen.run import make_system, show
 
-MEMBERS = 5
+COUNT = 5
 
 
 @contextlib.contextmanager
@@ -34,8 +35,8 @@ def network_of(count: int) -> Iterator[Network]:
 
 
 def test_every_network_fault_bites_and_heals(netns: dict[str, str], tmp_path: Path) -> None:
-    with network_of(MEMBERS) as network:
-        system = make_system(network, MEMBERS, tmp_path)
+    with network_of(COUNT) as network:
+        system = make_system(network, COUNT, tmp_path)
         for name, fault in {**PARTITIONS, "duplicate": LINKS["duplicate"]}.items():
             if missing(fault.needs, netns):
                 continue  # a run names it as skipped: test_run
@@ -57,7 +58,7 @@ def test_every_process_fault_bites_and_heals(netns: dict[str, str], tmp_path: Pa
     with network_of(3) as network:
         system = make_system(network, 3, tmp_path)
         with system:
-            for name, fault in PROCESSES.items():
+            for name, fault in {**PROCESSES, **MEMBERS}.items():
                 system.cluster.wait_leader()
                 assert show(fault(system, random.Random(1))) == [], name
 

@@ -6,9 +6,10 @@ Whether this machine can do a fault is the probe's answer to `needs`. docs/JEPSE
 from tests.jepsen.faults.base import Fault, System, Told
 from tests.jepsen.faults.disks import DISKS
 from tests.jepsen.faults.links import LINKS
+from tests.jepsen.faults.members import MEMBERS
 from tests.jepsen.faults.partitions import PARTITIONS
 from tests.jepsen.faults.processes import PROCESSES
 
 __all__ = ["FAULTS", "Fault", "System", "Told"]
 
-FAULTS: dict[str, type[Fault]] = {**PARTITIONS, **LINKS, **PROCESSES, **DISKS}
+FAULTS: dict[str, type[Fault]] = {**PARTITIONS, **LINKS, **PROCESSES, **DISKS, **MEMBERS}

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
 from dataclasses import dataclass, field
 from typing import Any
 
+import grpc
+
+from kvstore.pb import rpc_pb2, rpc_pb2_grpc
 from tests.e2e.cluster import Cluster, Member
 from tests.jepsen.disk import Disk
 from tests.jepsen.network import Network
@@ -34,6 +38,15 @@ class System:
     @property
     def names(self) -> list[str]:
         return [member.name for member in self.cluster.members]
+
+
+def push(members: list[Member], seconds: float = 1.0, size: int = 64 << 10) -> None:
+    """A write that takes room in everybody's log. Whether it goes through is nobody's concern."""
+    request = rpc_pb2.PutRequest(key=b"push", value=bytes(size))
+    for member in members:
+        with contextlib.suppress(grpc.RpcError):
+            rpc_pb2_grpc.KVStub(member.channel).Put(request, timeout=seconds)
+            return
 
 
 class Fault:

@@ -5,33 +5,19 @@ All but the last need the member's data on a Disk of its own.
 
 from __future__ import annotations
 
-import contextlib
 import subprocess
 import time
 from pathlib import Path
 
-import grpc
-
-from kvstore.pb import rpc_pb2
 from tests.e2e.cluster import Member, wait_for
 from tests.jepsen.disk import Disk
-from tests.jepsen.faults.base import Fault, Repeated, System
+from tests.jepsen.faults.base import Fault, Repeated, push
 
-PUSH_BYTES = 64 << 10
 PUSH_SECONDS = (0.05, 0.1)
 SLOW_SECONDS = (0.05, 0.3)
 LAST_WORDS = ("this member cannot go on", " dies")  # what its log says before it ends
 REFUSED = "must not take part"  # what it says of damage
 UNSYNCED_SECONDS = 0.5  # to catch a member between a write and its sync
-
-
-def push(system: System, seconds: float = 1.0) -> None:
-    """A write that takes room in everybody's log. Whether it goes through is nobody's concern."""
-    request = rpc_pb2.PutRequest(key=b"push", value=bytes(PUSH_BYTES))
-    for member in system.cluster.running:
-        with contextlib.suppress(grpc.RpcError):
-            system.cluster.kv(member).Put(request, timeout=seconds)
-            return
 
 
 class OnDisk(Fault):
@@ -49,7 +35,7 @@ class OnDisk(Fault):
         """Those that were to end have, by themselves, and said so."""
 
         def ended() -> bool:
-            push(self.system)
+            push(self.system.cluster.running)
             return not any(member.running for member in self.victims)
 
         wait_for(ended, f"the end of {self.victims}")
@@ -78,7 +64,7 @@ class Full(Repeated, OnDisk):
         return what
 
     def again(self) -> None:
-        push(self.system)
+        push(self.system.cluster.running)
         self.pause(*PUSH_SECONDS)
 
     def bites(self) -> str:
@@ -130,7 +116,7 @@ class PowerCut(OnDisk):
         """Until one of them has written and not yet synced; it waits there."""
         for member in self.victims:
             member.arm("walBeforeSync", f"1*sleep({UNSYNCED_SECONDS * 1000:.0f})")
-        push(self.system, UNSYNCED_SECONDS / 2)
+        push(self.system.cluster.running, UNSYNCED_SECONDS / 2)
 
     def bites(self) -> str:
         kept = [one.name for one in self.victims if not self.disk(one).lost_what_was_not_synced()]
@@ -152,7 +138,7 @@ class Hanging(OnDisk):
 
     def bites(self) -> str:
         def waits() -> bool:
-            push(self.system)
+            push(self.system.cluster.running)
             return any(_blocked(member) for member in self.victims)
 
         wait_for(waits, "a member waits for its disk", 10)
@@ -182,7 +168,7 @@ class SlowDisk(Repeated, Hanging):
     def again(self) -> None:
         for member in self.victims:
             self.disk(member).freeze()
-        push(self.system, SLOW_SECONDS[0])
+        push(self.system.cluster.running, SLOW_SECONDS[0])
         self.pause(*SLOW_SECONDS)
         for member in self.victims:
             self.disk(member).thaw()
@@ -242,7 +228,7 @@ class BitFlip(Fault):
 
     def _flip(self, member: Member) -> None:
         """In the first half of what is not zero: behind it are good records of later syncs."""
-        path = max((member.data_dir / "log").glob("*.log"))
+        path = max((member.data_dir / "log").glob("*.log"), key=lambda one: len(one.read_bytes().rstrip(b"\0")))
         content = path.read_bytes()
         at = self.rng.randrange(len(content.rstrip(b"\0")) // 2)
         self.flipped.append((path, at, content[at : at + 1]))
