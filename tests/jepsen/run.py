@@ -87,10 +87,11 @@ def needs_disks(names: Iterable[str]) -> bool:
     return any("disk image" in FAULTS[name].needs for name in names)
 
 
-def make_system(network: Network, count: int, path: Path, *, disks: bool = False) -> System:
-    """Members inside the network, not started; with `disks`, each on one of its own."""
+def make_system(network: Network, count: int, path: Path, *, disks: bool = False, ours: bool = True) -> System:
+    """Members inside the network, not started; with `disks`, each on one of its own. ours: not those of etcd."""
     hosts = [network.address[f"m{number}"] for number in range(1, count + 1)]
-    system = System(network, Cluster(count, path, hosts=hosts, flags=FLAGS, admin=True, make=network.member))
+    flags = FLAGS if ours else [flag for flag in FLAGS if flag.startswith("--snapshot-count")]
+    system = System(network, Cluster(count, path, hosts=hosts, flags=flags, admin=ours, make=network.member))
     for member in system.cluster.members if disks else ():
         disk = Disk(path / f"{network.prefix}-{member.name}.img", path / f"{member.name}.disk")
         disk.make()
@@ -149,11 +150,15 @@ class Run:
         if self.options.backend != Network.backend and not found["disk image"]:
             found["disk image"] = "a mount of the harness is not one of the engine's"
         able, self.skipped = possible(self.options.nemeses, found)
+        ours = self.options.server == SERVERS[0]
+        if not ours:
+            self.skipped |= {name: "asks our own members" for name in able if not FAULTS[name].layer}
+            able = [name for name in able if name not in self.skipped]
         for name, why in self.skipped.items():
             print(f"SKIPPED   {name:<14} {why}")
         names = [*(f"m{number + 1}" for number in range(self.options.members)), "clients"]
         with BACKENDS[self.options.backend](names) as network:
-            system = make_system(network, self.options.members, self.path, disks=needs_disks(able))
+            system = make_system(network, self.options.members, self.path, disks=needs_disks(able), ours=ours)
             change(system, self.options)
             with system:
                 system.cluster.wait_leader()

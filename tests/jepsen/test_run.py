@@ -1,12 +1,19 @@
 """Short runs as `make jepsen` does them, and what a run says about faults that this machine cannot do."""
 
+import os
+import random
+import subprocess
 from pathlib import Path
 
 import pytest
 
+from tests.jepsen.containers import Containers
 from tests.jepsen.faults import FAULTS
+from tests.jepsen.guard import ROOT
+from tests.jepsen.probe import BACKENDS, missing
 from tests.jepsen.record import read
 from tests.jepsen.run import Options, Run, possible
+from tests.jepsen.workloads import WORKLOADS
 
 SECONDS = 10.0
 SLICES = {
@@ -14,6 +21,32 @@ SLICES = {
     "append": ("halves", "ring", "kill-majority"),
     "set": ("bridge-reject", "flaky", "pause-majority"),
 }
+
+
+# Of the slice that every run of the tests has: seconds under faults, in all; workloads; faults for each of them.
+CI_SECONDS = float(os.environ.get("JEPSEN_SECONDS", "24"))
+CI_WORKLOADS, CI_FAULTS = 2, 4
+
+
+def seed() -> int:
+    """Another one for each commit, the same for all who test it."""
+    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False, cwd=ROOT)
+    return int(os.environ.get("JEPSEN_SEED") or int(head.stdout[:6] or "1", 16))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(CI_SECONDS + 300)
+def test_a_few_at_random(netns: dict[str, str], tmp_path: Path) -> None:
+    """JEPSEN_SECONDS and JEPSEN_SEED make it longer, and do it again."""
+    rng = random.Random(seed())
+    backend = next(name for name, needs in BACKENDS.items() if not missing(needs, netns))
+    able = possible(tuple(FAULTS), netns)[0]
+    able = [name for name in able if not (backend == Containers.backend and "disk image" in FAULTS[name].needs)]
+    for workload in rng.sample(list(WORKLOADS), min(CI_WORKLOADS, len(WORKLOADS))):
+        nemeses = tuple(rng.sample(able, CI_FAULTS))
+        options = Options(workload, nemeses, seed(), CI_SECONDS / CI_WORKLOADS, backend=backend)
+        run = Run(options, tmp_path / workload)
+        assert run.run() == 0, "\n".join([options.command, *map(str, run.verdicts)])
 
 
 @pytest.mark.long
