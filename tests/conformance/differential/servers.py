@@ -18,6 +18,8 @@ from tests.e2e.cluster import Cluster
 
 JUDGES = {"3.5.1": BIN / "etcd", "3.4.23": Path("/usr/bin/etcd")}
 
+FLAGS = ["--bcrypt-cost=4"]  # of all members: what a password costs is half of a run's time otherwise
+
 
 def judge_is_here(version: str) -> bool:
     program = JUDGES[version]
@@ -31,11 +33,11 @@ def judge_is_here(version: str) -> bool:
 def running_pair(folder: Path, members: int, judge: str = "3.5.1") -> Iterator[Pair]:
     """Of three members of ours a follower is asked: what it says has gone through the leader's log."""
     (folder / "etcd").mkdir()
-    etcd = EtcdCluster(folder / "etcd", size=1, program=JUDGES[judge], flags=["--bcrypt-cost=4"])
+    etcd = EtcdCluster(folder / "etcd", size=1, program=JUDGES[judge], flags=FLAGS)
     with contextlib.ExitStack() as stack:
         stack.callback(etcd.stop)
         etcd.start()
-        ours = stack.enter_context(Cluster(members, folder / "ours"))
+        ours = stack.enter_context(Cluster(members, folder / "ours", flags=FLAGS))
         leader = ours.wait_leader()
         asked = next((member for member in ours.members if member is not leader), leader)
         etcd_url = etcd.client_urls[0]
