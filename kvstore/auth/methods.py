@@ -6,6 +6,7 @@ read again on the state that it reads.
 
     anybody       no token needed
     by_message    a stream whose messages are checked one by one, by its service
+    inside        a recipe, made of ordinary requests in the name of its caller (services/inner.py): those are checked
     any_user      whoever has proved to be a user that exists
     keys          a user whose identity is of the newest revision; which keys, the service and apply look at
     root          the role root
@@ -29,6 +30,10 @@ def anybody(table: AuthTable, who: Identity, request: bytes) -> None:
 
 
 def by_message(table: AuthTable, who: Identity, request: bytes) -> None:
+    return None
+
+
+def inside(table: AuthTable, who: Identity, request: bytes) -> None:
     return None
 
 
@@ -118,14 +123,13 @@ METHODS: Final[dict[str, Rule]] = {
     "/etcdserverpb.Auth/RoleDelete": root,
     "/etcdserverpb.Auth/RoleGrantPermission": root,
     "/etcdserverpb.Auth/RoleRevokePermission": root,
-    # The recipes make ordinary requests in the name of their caller (services/inner.py): those are checked.
-    "/v3lockpb.Lock/Lock": any_user,
-    "/v3lockpb.Lock/Unlock": any_user,
-    "/v3electionpb.Election/Campaign": any_user,
-    "/v3electionpb.Election/Proclaim": any_user,
-    "/v3electionpb.Election/Leader": any_user,
-    "/v3electionpb.Election/Observe": any_user,
-    "/v3electionpb.Election/Resign": any_user,
+    "/v3lockpb.Lock/Lock": inside,
+    "/v3lockpb.Lock/Unlock": inside,
+    "/v3electionpb.Election/Campaign": inside,
+    "/v3electionpb.Election/Proclaim": inside,
+    "/v3electionpb.Election/Leader": inside,
+    "/v3electionpb.Election/Observe": inside,
+    "/v3electionpb.Election/Resign": inside,
     "/kvstore.v1.History/Read": _history,
     "/grpc.health.v1.Health/Check": anybody,
     "/grpc.health.v1.Health/List": anybody,
@@ -135,7 +139,7 @@ METHODS: Final[dict[str, Rule]] = {
 }
 
 
-WITHOUT_TOKEN: Final = frozenset((anybody, by_message))
+WITHOUT_TOKEN: Final = frozenset((anybody, by_message, inside))
 
 
 def refusal(method: str, table: AuthTable, who: Identity, request: bytes) -> KvError | None:

@@ -28,14 +28,14 @@ class Ranges:
         self._highs = highs
 
     def covers(self, low: bytes, high: bytes | None) -> bool:
-        """All of [low, high). An interval that is none (high <= low) counts as etcd's interval tree counts it."""
+        """All of [low, high). Of a range that is none (high <= low) its key counts, as in etcd's interval tree."""
         at = bisect_right(self._lows, low) - 1
         if at < 0:
             return False
         top = self._highs[at]
         if high is None:
             return top is None
-        return self._lows[at] < high and (top is None or (low < top and high <= top))
+        return top is None or (low < top and high <= top)
 
     @property
     def is_everything(self) -> bool:

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Final, Protocol, final
 
 import structlog
+from google.protobuf.message import DecodeError
 
 from kvstore.auth import methods, tokens
 from kvstore.auth.changes import TokenChange
@@ -29,14 +30,18 @@ from kvstore.errors import (
 )
 from kvstore.mvcc.store import MvccStore
 from kvstore.pb.command_pb2 import Authenticate
+from kvstore.pb.rpc_pb2 import DeleteRangeRequest, MemberAddRequest, PutRequest, RangeRequest, TxnRequest
 from kvstore.rpc.base import Call, Caller, CallHandler, Stream, StreamHandler, StreamHandlerFactory, handle
+from kvstore.server.membership import good_peer_urls
 from kvstore.server.passwords import Passwords
 from kvstore.state.applier import AppliedResult
+from kvstore.state.checks import check_delete_range, check_put, check_range, check_txn
 from kvstore.state.command import Op
 from raft.errors import Stopped
 
 if TYPE_CHECKING:
     from kvstore.auth.jwt import JwtTokens
+    from kvstore.config import ServerConfig
 
 log = structlog.get_logger(__name__)
 
@@ -45,6 +50,16 @@ WAITING_MAX: Final = 1000  # callers with a token that this member does not know
 HELD_MESSAGES_MAX: Final = 1000  # of such a stream
 TOKEN_WAIT_SECONDS: Final = 5.0  # for this member to come to where a token was issued
 BEARER: Final = "Bearer "
+
+
+_CHECKS: Final[dict[str, Callable[[bytes, int], object]]] = {
+    "/etcdserverpb.KV/Range": lambda request, _: check_range(RangeRequest.FromString(request)),
+    "/etcdserverpb.KV/RangeStream": lambda request, _: check_range(RangeRequest.FromString(request)),
+    "/etcdserverpb.KV/Put": lambda request, _: check_put(PutRequest.FromString(request)),
+    "/etcdserverpb.KV/DeleteRange": lambda request, _: check_delete_range(DeleteRangeRequest.FromString(request)),
+    "/etcdserverpb.KV/Txn": lambda request, max_ops: check_txn(TxnRequest.FromString(request), max_ops),
+    "/etcdserverpb.Cluster/MemberAdd": lambda request, _: good_peer_urls(MemberAddRequest.FromString(request).peerURLs),
+}
 
 
 class AppliedWaiter(Protocol):
@@ -56,6 +71,7 @@ class AppliedWaiter(Protocol):
 class Host(Protocol):
     """What Auth needs of a KvServer."""
 
+    config: "ServerConfig"
     store: MvccStore
     wall_clock: Callable[[], int]
 
@@ -143,10 +159,22 @@ class Auth:
         if methods.METHODS[method] in methods.WITHOUT_TOKEN:
             return None
         try:
-            who = self.identify(caller)
+            refused = methods.refusal(method, self.table, self.identify(caller), request)
+        except KvError as error:
+            refused = error
+        return None if refused is None else self._fault_of(method, request) or refused
+
+    def _fault_of(self, method: str, request: bytes) -> KvError | None:
+        """As in etcd, a request that is refused in any case is refused for what is wrong with itself."""
+        check = _CHECKS.get(method)
+        try:
+            if check is not None:
+                check(request, self._host.config.max_txn_ops)
         except KvError as error:
             return error
-        return methods.refusal(method, self.table, who, request)
+        except DecodeError:
+            pass
+        return None
 
     def admit(self, method: str, calls: list[Call], handler: CallHandler) -> list[Call]:
         admitted = []

@@ -15,6 +15,7 @@ from the first peer that refuses it (server/peers.py).
 """
 
 import asyncio
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final, NoReturn, final
 
 import structlog
@@ -23,6 +24,7 @@ from kvstore.config import url_problem
 from kvstore.errors import (
     LEADER_CHANGED,
     LEARNER_NOT_READY,
+    MEMBER_BAD_URLS,
     MEMBER_ID_EXISTS,
     MEMBER_NOT_FOUND,
     NO_LEADER,
@@ -285,6 +287,9 @@ def _note_failed(done: "asyncio.Task[None]") -> None:
         log.warning("a second voter was not added", reason=str(done.exception()))
 
 
-def check_peer_urls(urls: list[str]) -> bool:
-    """As etcd: at least one, each http://host:port and nothing behind it."""
-    return bool(urls) and not any(url_problem(url) or url.endswith("/") for url in urls)
+def good_peer_urls(urls: Iterable[str]) -> list[str]:
+    """Sorted. As etcd: at least one, each http://host:port and nothing behind it. Raises MEMBER_BAD_URLS."""
+    found = sorted([url.strip() for url in urls])
+    if not found or any(url_problem(url) or url.endswith("/") for url in found):
+        raise MEMBER_BAD_URLS.fresh()
+    return found

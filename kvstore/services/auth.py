@@ -92,7 +92,8 @@ class AuthService(AuthServicer):
     ) -> pb.AuthUserChangePasswordResponse:
         password = request.password
         request.ClearField("password")
-        request.hashedPassword = await self._server.auth.passwords.hash(password)
+        # As etcd: an empty one takes the password away, and nobody can log in by any.
+        request.hashedPassword = await self._server.auth.passwords.hash(password) if password else ""
         header = await self._change(Op.AUTH_USER_CHANGE_PASSWORD, request, context)
         return pb.AuthUserChangePasswordResponse(header=header)
 

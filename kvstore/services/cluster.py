@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from kvstore.errors import MEMBER_BAD_URLS, MEMBER_NOT_FOUND, KvError
+from kvstore.errors import MEMBER_NOT_FOUND, KvError
 from kvstore.pb.command_pb2 import MemberChange
 from kvstore.pb.peer_pb2 import ChangeMembersResponse
 from kvstore.pb.rpc_pb2 import (
@@ -19,7 +19,7 @@ from kvstore.pb.rpc_pb2 import (
     MemberUpdateResponse,
 )
 from kvstore.pb.rpc_pb2_grpc import ClusterServicer
-from kvstore.server.membership import check_peer_urls
+from kvstore.server.membership import good_peer_urls
 from kvstore.services.permissions import check, identify
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class ClusterService(ClusterServicer):
         )
 
     async def MemberAdd(self, request: MemberAddRequest, context: Any) -> MemberAddResponse:
-        urls = _peer_urls(request.peerURLs)
+        urls = good_peer_urls(request.peerURLs)
         await self._check(context)
         done = await self._change(MemberChange.ADD, Member(peerURLs=urls, isLearner=request.isLearner))
         return MemberAddResponse(header=self._server.header_message(0), member=done.member, members=done.members)
@@ -52,7 +52,7 @@ class ClusterService(ClusterServicer):
     async def MemberUpdate(self, request: MemberUpdateRequest, context: Any) -> MemberUpdateResponse:
         await self._check(context)
         try:
-            urls = _peer_urls(request.peerURLs)
+            urls = good_peer_urls(request.peerURLs)
         except KvError:
             await self._server.linearizable()
             if request.ID not in {member.id for member in self._server.cluster.members()}:
@@ -74,11 +74,3 @@ class ClusterService(ClusterServicer):
 
     async def _change(self, op: MemberChange.Op.ValueType, member: Member) -> ChangeMembersResponse:
         return await self._server.membership.change(MemberChange(op=op, member=member))
-
-
-def _peer_urls(urls: "list[str] | Any") -> list[str]:
-    """Sorted, as etcd keeps them."""
-    found = sorted([url.strip() for url in urls])
-    if not check_peer_urls(found):
-        raise MEMBER_BAD_URLS.fresh()
-    return found

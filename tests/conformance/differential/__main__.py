@@ -42,7 +42,7 @@ def main() -> int:
             if found:
                 differences += 1
                 print(f"=== seed {seed}\n{found}", flush=True)
-    print(pair.coverage.report())
+    print(pair.coverage.report(options.judge))
     print(
         f"{cases} cases from seed {options.seed}, {pair.coverage.operations} operations compared with etcd"
         f" {options.judge}, {differences} cases differ"

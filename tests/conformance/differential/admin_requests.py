@@ -8,6 +8,11 @@ LEASES = [1, 1, 77, LEASE, LEASE, LEASE + 1, LEASE + 2, (1 << 63) - 1, -1, -(1 <
 TTLS = [60, 60, 100, 3600, 1 << 31, TTL_MAX, TTL_MAX + 1, (1 << 63) - 1]  # none ends within a case
 SHORT_TTLS = [2, 1, 0, -1, -(1 << 63)]
 BAD_URLS = ["", "foo", "127.0.0.1:1", "http://", "http://127.0.0.1", "ftp://127.0.0.1:1"]
+VERSIONS = [
+    *["<lower>"] * 8,
+    *("<lower>.0", "<lower>.7", "<own>", "<own>.0", "<higher>", "<lowest>", "v<lower>", "<lower>-rc.1"),
+    *("<lower>.0-rc.1", "<lower>.0+x", " <lower>", "<lower>.", "0<lower>", "<lower>.0.0", "3", "", "x", "3.x"),
+]
 MEMBERS = [MEMBER, *(MEMBER + number for number in range(1, 7)), 0, 4711, (1 << 64) - 1]
 
 
@@ -78,6 +83,11 @@ class MaintenanceRequests:
             memberID=self._draw.pick([MEMBER, MEMBER, 0, 4711]),
             alarm=self._draw.enum([0, *[self._alarm] * 4]),
         )
+
+    def downgrade(self) -> pb.DowngradeRequest:
+        validate, enable, cancel, unknown = 0, 1, 2, 5
+        action = self._draw.enum([*[validate] * 6, enable, enable, cancel, cancel, unknown])
+        return pb.DowngradeRequest(action=action, version=self._draw.pick(VERSIONS))
 
     def hash_kv(self) -> pb.HashKVRequest:
         return pb.HashKVRequest(revision=self._draw.pick([0, self._draw.revision(), BASE + 1]))

@@ -20,12 +20,14 @@ RANGES = [
     *[(b"a", b""), (b"a", b"c"), (b"a", b"b"), (b"aa", b"ab"), (b"b", b"c"), (b"b", b"\0"), (b"a", b"\0")],
     *[(b"\0", b"\0"), (b"\0", b""), (b"\xff", b"\0"), (b"\0", b"a"), (b"a\0", b"b")],
 ]
+LOCK_RANGES = [*[(b"l/", b"l0")] * 4, (b"m/", b"m0"), (b"l", b"n"), (b"\0", b"\0"), (b"a", b"c")]
 BAD_RANGES = [(b"b", b"a"), (b"a", b"a"), (b"", b""), (b"", b"\0"), (b"", b"a"), (b"\0\0", b"\0")]
 
 
 class AuthRequests:
-    def __init__(self, draw: Draw) -> None:
+    def __init__(self, draw: Draw, ranges: list[tuple[bytes, bytes]] = RANGES) -> None:
         self._draw = draw
+        self._ranges = ranges
 
     def prologue(self) -> list[Step]:
         """Three users with a role each and some ranges, auth on, tokens taken; now and then a step is missing."""
@@ -49,7 +51,7 @@ class AuthRequests:
         return Step("UserAdd", pb.AuthUserAddRequest(name=user, password="r" if user == "root" else "p"))
 
     def _granted(self, role: str) -> pb.AuthRoleGrantPermissionRequest:
-        key, range_end = self._draw.pick(RANGES)
+        key, range_end = self._draw.pick(self._ranges)
         kind = self._draw.enum([0, 1, 2, 2, 2])
         return pb.AuthRoleGrantPermissionRequest(
             name=role, perm=auth_pb2.Permission(permType=kind, key=key, range_end=range_end)
@@ -105,7 +107,7 @@ class AuthRequests:
         return request
 
     def role_revoke_permission(self) -> Message:
-        key, range_end = self._draw.pick([*RANGES, *BAD_RANGES])
+        key, range_end = self._draw.pick([*self._ranges, *BAD_RANGES])
         return pb.AuthRoleRevokePermissionRequest(role=self._role(), key=key, range_end=range_end)
 
     def _user(self) -> str:

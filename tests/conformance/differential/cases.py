@@ -28,6 +28,7 @@ LEADER: Final = 1 << 46  # the revision of the last campaign that was won
 OWN_PEER_URL: Final = "http://own-peer:1"
 OWN_CLIENT_URL: Final = "http://own-client:1"
 TOKEN: Final = "a token"
+MINORS: Final = {"<lowest>": -2, "<lower>": -1, "<own>": 0, "<higher>": 1}  # relative to that of a side's cluster
 PEER_URLS: Final = [f"http://peer-{number}:7" for number in range(1, 13)]  # of members that are added
 
 SYNC: Final = "Sync"  # wait until every watch has got what it is owed
@@ -101,8 +102,9 @@ class Names:
             self._urls = {**fresh, OWN_PEER_URL: peer_url}
             self._strings = {client_url: OWN_CLIENT_URL, **{own: url for url, own in self._urls.items()}}
         self._tokens: dict[str, str] = {}  # user -> the last token
-        self._auth_base = 0  # the first revision of auth that was seen
         self.auth_is_on = False
+        self.auth_base = 0  # the revision of auth that the case starts at: nothing brings it back
+        self.minor = 0  # of the cluster's version
 
     def learn(self, stand_in: int, number: int) -> None:
         self._numbers[stand_in] = number
@@ -110,11 +112,6 @@ class Names:
 
     def learn_leader(self, revision: int) -> None:
         self._numbers[LEADER] = revision
-
-    def auth_revision(self, revision: int) -> int:
-        """Relative to the first that was seen: nothing brings it back between cases."""
-        self._auth_base = self._auth_base or revision
-        return revision - self._auth_base
 
     def learn_token(self, user: str, token: str) -> None:
         self._tokens[user] = token
@@ -128,7 +125,7 @@ class Names:
 
     def sent(self, message: Message) -> Message:
         """A copy with this side's numbers. A lease that is to be picked, and has not been yet, is 0."""
-        copy = self._rewritten(message, self._number, self._sent_key, lambda text: self._urls.get(text, text))
+        copy = self._rewritten(message, self._number, self._sent_key, self._sent_string)
         if isinstance(copy, pb.LeaseGrantRequest) and LEASE <= copy.ID < MEMBER:
             copy.ID = 0
         elif isinstance(copy, (LockRequest, CampaignRequest)) and LEASE <= copy.lease < MEMBER:
@@ -138,6 +135,11 @@ class Names:
     def seen(self, message: Message) -> Message:
         """A copy of an answer with the case's stand-ins."""
         return self._rewritten(message, self._stand_in, self._seen_key, self._seen_string)
+
+    def _sent_string(self, text: str) -> str:
+        for version, distance in MINORS.items():
+            text = text.replace(version, f"3.{self.minor + distance}")
+        return self._urls.get(text, text)
 
     def _seen_string(self, text: str) -> str:
         """Alarms of Status name members in decimal."""

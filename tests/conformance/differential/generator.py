@@ -16,10 +16,18 @@ from tests.conformance.differential.admin_requests import (
     LeaseRequests,
     MaintenanceRequests,
 )
-from tests.conformance.differential.auth_requests import SIGNED_IN, WHO, WHO_ADMINISTERS, AuthRequests
+from tests.conformance.differential.auth_requests import (
+    LOCK_RANGES,
+    SIGNED_IN,
+    USERS,
+    WHO,
+    WHO_ADMINISTERS,
+    AuthRequests,
+)
 from tests.conformance.differential.cases import EXPIRE, SYNC, WATCH, Case, Draw, Step, sync
 from tests.conformance.differential.kv_requests import KvRequests
-from tests.conformance.differential.lock_requests import LockRequests
+from tests.conformance.differential.lock_requests import ONE_NAME, LockRequests
+from tests.conformance.differential.waiting import WAITING
 from tests.conformance.rpcs import RPCS
 
 SIZE_MAX = 1536 * 1024  # --max-request-bytes
@@ -37,11 +45,16 @@ THEMES: dict[str, dict[str, float]] = {
     },
     "maintenance": {
         **{"Alarm": 14, "Status": 6, "HashKV": 6, "Hash": 2, "MoveLeader": 3, "Snapshot": 0.3, "Defragment": 0.3},
+        "Downgrade": 5,
         **{"Put": 10, "Range": 6, "DeleteRange": 6, "Txn": 10, "LeaseGrant": 4, "LeaseRevoke": 2, "Compact": 2},
     },
     "lock": {
         **{"Lock": 12, "Unlock": 12, "Campaign": 10, "Proclaim": 8, "Leader": 6, "Observe": 3, "Resign": 8},
         **{"Put": 2, "DeleteRange": 3, "LeaseRevoke": 2, "Range": 2, WATCH: 1, SYNC: 1},
+    },
+    "users' locks": {
+        **{"Lock": 12, "Unlock": 12, "Campaign": 10, "Proclaim": 8, "Leader": 6, "Observe": 3, "Resign": 8},
+        **{"Put": 2, "DeleteRange": 3, "LeaseRevoke": 2, "Range": 2, "Authenticate": 1, "RoleGrantPermission": 1},
     },
     "auth": {
         **{"Authenticate": 6, "AuthEnable": 1, "AuthDisable": 0.7, "AuthStatus": 2, "UserAdd": 4, "UserGet": 4},
@@ -51,11 +64,16 @@ THEMES: dict[str, dict[str, float]] = {
         **{"LeaseGrant": 4, "LeaseRevoke": 3, "LeaseKeepAlive": 3, "LeaseTimeToLive": 3, "LeaseLeases": 2},
         **{"Compact": 1, "MemberList": 1, "Status": 1, "HashKV": 1, "Hash": 0.5, "Alarm": 2, "RangeStream": 2},
         **{"MoveLeader": 0.5, "MemberAdd": 0.5, "MemberRemove": 0.5, "MemberPromote": 0.5, "MemberUpdate": 0.3},
-        **{"Defragment": 0.1, "Snapshot": 0.1},
+        **{"Defragment": 0.1, "Snapshot": 0.1, "Downgrade": 0.3},
     },
 }
 ADMINISTERED = ("Auth", "User", "Role", "Member")  # how the names begin of what mostly root does
-HOW_OFTEN = {"kv": 60, "big": 1.5, "lease": 20, "expiry": 0.7, "cluster": 4, "maintenance": 8, "lock": 10, "auth": 30}
+MOSTLY_SIGNED_IN = ("Lease", "Lock", "Unlock", "Campaign", "Proclaim", "Leader", "Observe", "Resign")
+HOW_OFTEN = {
+    **{"kv": 60, "big": 1.5, "lease": 20, "expiry": 0.7, "cluster": 4, "maintenance": 8},
+    **{"lock": 10, "auth": 30, "users' locks": 8},
+}
+WAIT_FOR_NOTHING = ["", "?"]  # of all others only one in a case waits: "shared watches" in known.py
 ALONE = {"cluster", "MoveLeader"}  # for a cluster of one: a follower of three has other members, and does not lead
 ODD_METADATA = [
     (("hasleader", "true"),),
@@ -78,7 +96,8 @@ class Generator:
         self._members = members
         self._kv = kv = KvRequests(draw)
         self._leased = leased = KvRequests(draw, leases=0.5)
-        self._locks, self._auth = LockRequests(draw), AuthRequests(draw)
+        self._auth, self._lock_auth = AuthRequests(draw), AuthRequests(draw, LOCK_RANGES)
+        self._locks, self._users_locks = LockRequests(draw), LockRequests(draw, ONE_NAME)
         lease, cluster, maintenance = LeaseRequests(draw), ClusterRequests(draw), MaintenanceRequests(draw)
         self._makers: dict[str, Callable[[], Message]] = {
             **{"Range": kv.range, "RangeStream": kv.streamed, "Put": kv.put, "DeleteRange": kv.delete, "Txn": kv.txn},
@@ -89,10 +108,11 @@ class Generator:
             **{"MemberPromote": cluster.promote, "MemberList": cluster.list_},
             **{"Alarm": maintenance.alarm, "Status": pb.StatusRequest, "HashKV": maintenance.hash_kv},
             **{"Hash": pb.HashRequest, "MoveLeader": maintenance.move_leader, "Snapshot": pb.SnapshotRequest},
-            "Defragment": pb.DefragmentRequest,
+            **{"Defragment": pb.DefragmentRequest, "Downgrade": maintenance.downgrade},
         }
         self._leasing = {**self._makers, "Put": leased.put, "Txn": leased.txn}
         self._locking = {**self._makers, **_of_locks(self._locks)}
+        self._users_locking = {**self._makers, **_of_auth(self._lock_auth), **_of_locks(self._users_locks)}
         self._signed_in = {**self._leasing, **_of_auth(self._auth)}
 
     def case(self, length: int = 40) -> Case:
@@ -103,22 +123,33 @@ class Generator:
             return self._big_case()
         if theme == "expiry":
             return self._expiry_case()
-        makers = {"lease": self._leasing, "lock": self._locking, "auth": self._signed_in}.get(theme, self._makers)
+        makers = {
+            "lease": self._leasing,
+            "lock": self._locking,
+            "users' locks": self._users_locking,
+            "auth": self._signed_in,
+        }.get(theme, self._makers)
         weights = {call: weight for call, weight in THEMES[theme].items() if self._may(call)}
         steps = [self._step(weights, makers) for _ in range(draw.number(length // 2, length))]
         if theme == "auth":
-            steps = [*self._auth.prologue(), *map(self._by_somebody, steps)]
+            steps = [*self._auth.prologue(), *(self._by_somebody(step) for step in steps)]
         elif theme == "lock":
             steps = [*self._locks.prologue(), *steps]
+        elif theme == "users' locks":
+            waits = [draw.pick(["root", *USERS])] * 9 + WAIT_FOR_NOTHING
+            steps = [
+                *(self._users_locks.prologue() + self._lock_auth.prologue()),
+                *(self._by_somebody(step, waits if step.call in WAITING else None) for step in steps),
+            ]
         return [*steps, sync()]
 
-    def _by_somebody(self, step: Step) -> Step:
+    def _by_somebody(self, step: Step, who: list[str] | None = None) -> Step:
         administers = step.call.startswith(ADMINISTERED) and step.call != "Authenticate"
-        who = WHO_ADMINISTERS if administers else SIGNED_IN if step.call.startswith("Lease") else WHO
-        return replace(step, user=self._draw.pick(who), metadata=())
+        usual = WHO_ADMINISTERS if administers else SIGNED_IN if step.call.startswith(MOSTLY_SIGNED_IN) else WHO
+        return replace(step, user=self._draw.pick(who or usual), metadata=())
 
     def _may_theme(self, theme: str) -> bool:
-        needed = {"auth": "AuthEnable", "lock": "Lock"}.get(theme, "Put")
+        needed = {"auth": "AuthEnable", "lock": "Lock", "users' locks": "Lock"}.get(theme, "Put")
         return needed in self._served and (self._members == 1 or theme not in ALONE)
 
     def _may(self, call: str) -> bool:

@@ -12,7 +12,10 @@ from typing import Any, Final
 from google.protobuf.message import Message
 
 from kvstore.pb import rpc_pb2 as pb
+from kvstore.pb.v3election_pb2 import CampaignRequest, ProclaimRequest
+from kvstore.pb.v3lock_pb2 import LockRequest
 from tests.conformance.differential.cases import MEMBER, OWN_PEER_URL, PEER_URLS
+from tests.conformance.differential.sides import is_late
 
 OLD: Final = ("3.4.23",)
 BOTH: Final = ("3.4.23", "3.5.1")
@@ -51,10 +54,6 @@ class Known:
 
 def _txn_refused_otherwise(seen: Seen) -> bool:
     return isinstance(seen.message, pb.TxnRequest) and {seen.etcd, seen.ours} <= REFUSALS_OF_TXN
-
-
-def _put_has_two_reasons(seen: Seen) -> bool:
-    return isinstance(seen.message, pb.PutRequest) and {seen.etcd, seen.ours} <= REFUSALS_OF_TXN
 
 
 def _hash_at_compact_revision(seen: Seen) -> bool:
@@ -101,6 +100,15 @@ def _nests(message: Message) -> bool:
     )
 
 
+def _puts_need_more(message: Message) -> bool:
+    """Also those that recipes make."""
+    if isinstance(message, (LockRequest, CampaignRequest, ProclaimRequest)):
+        return True
+    return isinstance(message, pb.TxnRequest) and any(
+        op.request_put.prev_kv or op.request_put.lease for op in (*message.success, *message.failure)
+    )
+
+
 def _only_header_lacks(seen: Seen) -> bool:
     return seen.call == "Alarm" and re.sub(r"header \{[^}]*\}\n", "", seen.ours) == seen.etcd
 
@@ -115,16 +123,10 @@ KNOWN: Final = {
         "watch from a negative revision", "reads on from there", "refused as compacted, as etcd 3.7"
     ),
     "txn refusal": Known(
-        "refusal of a txn, when several operations give reason",
-        "puts, then ranges",
-        "in their order, as etcd 3.6",
+        "refusal of a txn, when several operations give reason, or one put gives two",
+        "puts, then ranges; key not found before lease not found",
+        "in their order, and the lease first, as etcd 3.7",
         fits=_txn_refused_otherwise,
-    ),
-    "put refusal": Known(
-        "refusal of a put that gives two reasons",
-        "key not found",
-        "lease not found, as etcd 3.7",
-        fits=_put_has_two_reasons,
     ),
     "hash at compact": Known(
         "HashKV at the compact revision",
@@ -180,9 +182,9 @@ KNOWN: Final = {
         ),
     ),
     "auth first": Known(
-        "a call that is wrong in itself, of somebody who may not call",
-        "says what is wrong with it",
-        "that he may not",
+        "a call that the state would refuse too, of somebody who may not call",
+        "says why the state would: it is looked at first",
+        "that he may not: strangers are told nothing of the state",
         fits=lambda seen: by_auth(seen.ours) and "\n" not in seen.etcd and not by_auth(seen.etcd),
     ),
     "auth of reads": Known(
@@ -213,12 +215,13 @@ KNOWN: Final = {
         "not looked at, as etcd 3.5",
         judges=OLD,
         fits=lambda seen: seen.call == "Authenticate" and by_auth(seen.etcd),
+        ends=True,
     ),
     "reversed": Known(
-        "a range whose end is before its key, of somebody with other permissions",
-        "allowed: it is empty",
-        "refused",
-        fits=lambda seen: by_auth(seen.ours) and _has_reversed(seen.message),
+        "a range whose end is before its key, of somebody with several permissions",
+        "allowed or not: the shape of its interval tree decides",
+        "allowed when the key is in one of them",
+        fits=lambda seen: by_auth(seen.etcd) and _has_reversed(seen.message),
         ends=True,
     ),
     "auth status": Known(
@@ -243,6 +246,26 @@ KNOWN: Final = {
         "READWRITE on everything, as etcd 3.6",
         fits=lambda seen: seen.call == "RoleGet" and 'range_end: "\\000"' in seen.ours and "perm" not in seen.etcd,
     ),
+    "shared watches": Known(
+        "several users wait for a lock or an election",
+        "all of them in the name of the first: they are refused, or let in, for its permissions",
+        "each in its own; no case does it",
+    ),
+    "campaign left": Known(
+        "a campaign of somebody who may write its key, and not read the election",
+        "refused; the key is there until its lease ends, and nobody behind it wins",
+        "refused, and leaves nothing; no case does it",
+    ),
+    "no password": Known(
+        "a password that is changed to an empty one",
+        "is that of the user from then on",
+        "the user has none, and cannot log in by any, as etcd 3.5",
+        judges=OLD,
+        fits=lambda seen: (
+            seen.call == "Authenticate" and seen.ours.endswith("authentication failed, invalid user ID or password")
+        ),
+        ends=True,
+    ),
     "old stream": Known(
         "a watch on a stream that was opened while auth was on, once it is off",
         "refused",
@@ -259,12 +282,29 @@ KNOWN: Final = {
         "its id is the one it asked for, its reason always PermissionDenied",
         "id -1 and the reason there is, as etcd 3.6",
     ),
-    "auth of nested": Known(
-        "permissions within a nested txn",
+    "open watch": Known(
+        "a watch from a key on, of somebody who may read only that key",
+        "allowed: it is taken for one of the key (GHSA-xg4h-6gfc-h4m8)",
+        "refused, as etcd 3.7.1",
+    ),
+    "silent observe": Known(
+        "Observe of somebody who may not read the election",
+        "ends at once, without an error",
+        "says why",
+        fits=lambda seen: seen.call == "Observe" and by_auth(seen.ours) and seen.etcd == "LeaderResponse {\n}",
+    ),
+    "auth of txn": Known(
+        "permissions within a nested txn, and those that prev_kv and the lease of a put in a txn, or of a lock, need",
         "not looked at",
-        "looked at, as etcd 3.6",
-        fits=lambda seen: _nests(seen.message) and by_auth(seen.ours),
+        "looked at, as etcd 3.7",
+        fits=lambda seen: by_auth(seen.ours) and (_nests(seen.message) or _puts_need_more(seen.message)),
         ends=True,
+    ),
+    "downgrade": Known(
+        "Downgrade ENABLE and CANCEL",
+        "carried out, and not answered (then: request timed out)",
+        "answered, as etcd 3.6; what they did is compared by what VALIDATE says next",
+        fits=lambda seen: seen.call == "Downgrade" and seen.ours.startswith("DowngradeResponse") and is_late(seen.etcd),
     ),
     "two alarms": Known(
         "alarms of two kinds at once", "the last raised counts", "CORRUPT counts, as etcd 3.6; no case does it"

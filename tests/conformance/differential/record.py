@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.conformance.differential.coverage import ERRORS, Coverage
+from tests.conformance.differential.coverage import ERRORS, LACKS, Coverage
 from tests.conformance.differential.known import BOTH, KNOWN
 from tests.conformance.rpcs import RPCS
 
@@ -90,18 +90,25 @@ def _known(whole: dict[str, Coverage]) -> Iterator[str]:
 
 
 def _rpcs(whole: dict[str, Coverage]) -> Iterator[str]:
-    yield f"\n## Operations by RPC\n\n| RPC | {' | '.join(BOTH)} |\n|---|{'--:|' * len(BOTH)}"
+    yield f"\n## Operations by RPC\n\n| RPC | {' | '.join(BOTH)} | when not compared |\n|---|{'--:|' * len(BOTH)}---|"
     for name in RPCS:
-        yield f"| {name} | {' | '.join(f'{coverage.calls_of(name):,}' for coverage in whole.values())} |"
+        counts = {judge: coverage.calls_of(name) for judge, coverage in whole.items()}
+        yield f"| {name} | {' | '.join(f'{count:,}' for count in counts.values())} | {_why_not(name, counts, '')} |"
 
 
 def _errors(whole: dict[str, Coverage]) -> Iterator[str]:
     yield f"\n## Error texts\n\n| text | {' | '.join(BOTH)} | when not reached |\n|---|{'--:|' * len(BOTH)}---|"
     for text, reason in ERRORS.items():
-        counts = [coverage.errors[text] for coverage in whole.values()]
-        yield f"| {text} | {' | '.join(f'{count:,}' for count in counts)} | {'' if all(counts) else reason} |"
+        counts = {judge: coverage.errors[text] for judge, coverage in whole.items()}
+        yield f"| {text} | {' | '.join(f'{count:,}' for count in counts.values())} | {_why_not(text, counts, reason)} |"
     other = sorted({text for coverage in whole.values() for text in coverage.errors} - set(ERRORS))
     yield f"\nOthers that both sides gave alike: {'; '.join(f'`{text}`' for text in other) or 'none'}."
+
+
+def _why_not(name: str, counts: dict[str, int], reason: str) -> str:
+    """reason: for which no judge is asked."""
+    reasons = [reason or LACKS[judge].get(name, "") for judge, count in counts.items() if not count]
+    return "; ".join(dict.fromkeys(filter(None, reasons)))
 
 
 def _commits(runs: list[dict[str, Any]]) -> Iterator[str]:

@@ -1,5 +1,6 @@
 """Brings both sides to the same state, whatever the case before has left."""
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -7,11 +8,13 @@ import grpc
 
 from kvstore.pb import rpc_pb2 as pb
 from tests.conformance.differential.cases import Case
-from tests.conformance.differential.sides import LOST_SECONDS, Side
+from tests.conformance.differential.sides import LOST_SECONDS, UNANSWERED_SECONDS, Side, is_late, text
+from tests.e2e.cluster import wait_for
 
 SECTIONS = {  # what a case must have called to leave something behind
     "auth": {"AuthEnable", "UserAdd", "RoleAdd"},
     "alarms": {"Alarm"},
+    "downgrade": {"Downgrade"},
     "members": {"MemberAdd", "MemberUpdate"},
     "leases": {"LeaseGrant", "Lock", "Campaign"},
 }
@@ -72,6 +75,13 @@ def _alarms(side: Side) -> None:
         side.ask("Alarm", pb.AlarmRequest(action=off, memberID=alarm.memberID, alarm=alarm.alarm))
 
 
+def _downgrade(side: Side) -> None:
+    if side.is_downgrading():
+        with contextlib.suppress(grpc.RpcError):  # etcd does not answer
+            side.ask("Downgrade", pb.DowngradeRequest(action="CANCEL"), seconds=UNANSWERED_SECONDS)
+        wait_for(lambda: not side.is_downgrading(), f"{side.name} ends a downgrade")
+
+
 def _members(side: Side) -> None:
     own = side.ask("Status", pb.StatusRequest()).header.member_id
     for member in side.ask("MemberList", pb.MemberListRequest()).members:
@@ -83,7 +93,7 @@ def _remove(side: Side, member: int) -> None:
     try:
         side.ask("MemberRemove", pb.MemberRemoveRequest(ID=member), seconds=LOST_SECONDS)
     except grpc.RpcError as error:
-        if error.code() != grpc.StatusCode.DEADLINE_EXCEEDED:
+        if not is_late(text(error)):
             raise
         side.ask("MemberRemove", pb.MemberRemoveRequest(ID=member))
 
@@ -100,6 +110,7 @@ def _leases(side: Side) -> None:
 _CLEANERS: dict[str, Callable[[Any], None]] = {
     "auth": _auth,
     "alarms": _alarms,
+    "downgrade": _downgrade,
     "members": _members,
     "leases": _leases,
 }

@@ -29,9 +29,9 @@ from tests.conformance.differential.cases import (
 from tests.conformance.differential.coverage import Coverage
 from tests.conformance.differential.known import KNOWN, Seen, by_auth, excuse, harmful, only_ours
 from tests.conformance.differential.reset import Reset
-from tests.conformance.differential.sides import Answer, Side, text
+from tests.conformance.differential.sides import UNANSWERED, Answer, Side, text
 from tests.conformance.differential.waiting import WAITING, Waiting, learn_lock
-from tests.conformance.differential.watches import Difference, Play, Streams, expect
+from tests.conformance.differential.watches import REPLY_SECONDS, Difference, Play, Streams, expect
 
 MEMBERS_LISTED = (
     *(pb.MemberAddResponse, pb.MemberListResponse, pb.MemberRemoveResponse),
@@ -85,7 +85,7 @@ class _Run:
         self._streams.close()
 
     def end(self) -> None:
-        self._waiting.end()
+        self._waiting.end(self._parted)
 
     def step(self, step: Step) -> bool:
         """False when the two sides have parted, as they may."""
@@ -125,6 +125,17 @@ class _Run:
         futures = [side.start(step, names) for side, names in zip(self._play.sides, self._play.names, strict=True)]
         etcd, ours = [future.result() for future in futures]
         self._compare(step, etcd, ours)
+        if isinstance(ours, pb.DowngradeResponse) and step.message.action in UNANSWERED:  # type: ignore[attr-defined]
+            self._await_downgrade(step.message.action == pb.DowngradeRequest.ENABLE)  # type: ignore[attr-defined]
+
+    def _await_downgrade(self, begins: bool) -> None:
+        """What etcd does not answer is looked for; and the version of our cluster follows."""
+        for side in self._play.sides:
+            deadline = time.monotonic() + REPLY_SECONDS
+            while side.is_downgrading() != begins:
+                if time.monotonic() > deadline:
+                    raise Difference(f"{side.name} has {'no' if begins else 'a'} downgrade under way")
+                time.sleep(0.02)
 
     def _compare(self, step: Step, etcd: Answer, ours: Answer) -> None:
         play, coverage = self._play, self._play.coverage
@@ -209,8 +220,10 @@ def _comparable(answer: Answer, names: Names, members: int) -> Answer:
         seen.leases.sort(key=lambda lease: lease.ID)
     elif isinstance(seen, pb.AlarmResponse):
         seen.alarms.sort(key=lambda alarm: (alarm.memberID, alarm.alarm))
+    elif isinstance(seen, pb.DowngradeResponse):
+        seen.version = "its own" if seen.version else ""
     elif isinstance(seen, pb.AuthStatusResponse):
-        seen.authRevision = names.auth_revision(seen.authRevision)
+        seen.authRevision = seen.authRevision - names.auth_base
     elif isinstance(seen, MEMBERS_LISTED):
         seen.members.sort(key=lambda member: member.ID)
     return seen

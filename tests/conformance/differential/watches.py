@@ -15,7 +15,7 @@ from kvstore.pb.kv_pb2 import Event
 from tests.conformance.differential.cases import Names, Step
 from tests.conformance.differential.coverage import Coverage
 from tests.conformance.differential.known import COMPACTED
-from tests.conformance.differential.sides import Metadata, Side, WatchSide, text
+from tests.conformance.differential.sides import Answer, Metadata, Side, WatchSide, text
 
 REPLY_SECONDS = 10.0  # for something that must come: far above what it takes
 
@@ -134,6 +134,9 @@ class Stream:
             if not self._opened_by.user:  # else permission is looked at first
                 self._refuse_negative(request)
             return
+        if create.range_end == b"\0" and self._opened_by.user and _is_refused(self._ours_alone(request)):
+            play.coverage.excused["open watch"] += 1
+            return
         self._exchange(request, 1)
         created = self._etcd.replies[self._replies - 1]
         if not isinstance(created, pb.WatchResponse) or created.canceled:
@@ -147,18 +150,21 @@ class Stream:
             play.lagging = play.lagging or start > 0
 
     def _refuse_negative(self, request: pb.WatchRequest) -> None:
-        """On a stream of its own: the case's streams get the same replies on both sides."""
-        play = self._play
-        play.coverage.excused["negative watch"] += 1
-        watch = play.sides[1].open_watch(play.changed, play.names[1])
+        self._play.coverage.excused["negative watch"] += 1
+        reply = self._ours_alone(request)
+        reason = reply.cancel_reason if isinstance(reply, pb.WatchResponse) and reply.canceled else ""
+        if not reason or not COMPACTED.endswith(reason):
+            raise Difference(f"asked {request}\n-- expected\n{COMPACTED}\n-- ours\n{reply}")
+
+    def _ours_alone(self, request: pb.WatchRequest) -> Answer | None:
+        """What we say first, on a stream of its own."""
+        play, names = self._play, self._play.names[1]
+        watch = play.sides[1].open_watch(play.changed, names, self._opened_by.client, names.metadata(self._opened_by))
         watch.send(request)
         with play.changed:
             play.changed.wait_for(lambda: watch.replies, REPLY_SECONDS)
         watch.close()
-        reply = watch.replies[0] if watch.replies else None
-        reason = reply.cancel_reason if isinstance(reply, pb.WatchResponse) and reply.canceled else ""
-        if not reason or not COMPACTED.endswith(reason):
-            raise Difference(f"asked {request}\n-- expected\n{COMPACTED}\n-- ours\n{reply}")
+        return watch.replies[0] if watch.replies else None
 
     def _cancel(self, request: pb.WatchRequest) -> None:
         watch_id = request.cancel_request.watch_id
@@ -274,10 +280,14 @@ def _texts(answers: Sequence[Any]) -> str:
     return "\n".join(text(_refused(answer)) for answer in answers)
 
 
+def _is_refused(answer: Any) -> bool:
+    reason = answer.cancel_reason if isinstance(answer, pb.WatchResponse) else ""
+    return reason.startswith("rpc error: ") or reason == "mvcc: watcher range is empty"
+
+
 def _refused(answer: Any) -> Any:
     """See "watch refusal" in known.py; which of two reasons is given is "auth first" there."""
-    reason = answer.cancel_reason if isinstance(answer, pb.WatchResponse) else ""
-    if not reason.startswith("rpc error: ") and reason != "mvcc: watcher range is empty":
+    if not _is_refused(answer):
         return answer
     refusal = pb.WatchResponse(watch_id=-1, created=answer.created, canceled=answer.canceled, cancel_reason="refused")
     refusal.header.CopyFrom(answer.header)

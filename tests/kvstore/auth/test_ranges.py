@@ -28,6 +28,15 @@ def test_covers_what_every_key_is_in(granted: list[Interval], asked: Interval) -
     assert Ranges(granted).covers(low, high) == wanted
 
 
+def test_of_a_range_that_is_none_the_key_counts() -> None:
+    """As in etcd's interval tree."""
+    ranges = Ranges([(b"b", b"d")])
+    assert ranges.covers(b"b", b"a")
+    assert ranges.covers(b"c", b"c")
+    assert not ranges.covers(b"d", b"b")
+    assert not ranges.covers(b"a", b"a")
+
+
 def test_neighbours_are_one() -> None:
     ranges = Ranges([(b"n", b"z"), (b"a", b"n")])
     assert ranges.covers(b"a", b"z")

@@ -181,6 +181,21 @@ async def test_a_new_password_and_a_deletion_end_tokens(peer: Peer) -> None:
     assert await refused(peer.kv.Range(get, metadata=ann)) == errors.INVALID_AUTH_TOKEN
 
 
+async def test_a_password_that_is_changed_to_an_empty_one_is_none(peer: Peer) -> None:
+    """As etcd 3.5: nobody can log in as that user, with nothing either."""
+    await peer.auth.UserChangePassword(pb.AuthUserChangePasswordRequest(name="ann"), metadata=peer.metadata)
+    assert await refused(peer.log_in("ann", "")) == errors.AUTH_FAILED
+    assert await refused(peer.log_in("ann")) == errors.AUTH_FAILED
+
+
+async def test_what_is_wrong_with_a_request_is_told_before_who_asks(peer: Peer) -> None:
+    """As etcd; and what is wrong by the state is not told to a stranger."""
+    many = pb.TxnRequest(success=[pb.RequestOp(request_put=pb.PutRequest(key=b"%d" % n)) for n in range(200)])
+    assert await refused(peer.kv.Put(pb.PutRequest())) == errors.KEY_NOT_PROVIDED
+    assert await refused(peer.kv.Txn(many)) == errors.TOO_MANY_OPS
+    assert await refused(peer.kv.Range(pb.RangeRequest(key=b"k", revision=1 << 40))) == errors.USER_EMPTY
+
+
 async def test_tokens_do_not_outlive_what_a_snapshot_or_a_restart_hides(peer: Peer) -> None:
     peer.server.auth.forget()  # both call it
     assert await refused(peer.kv.Range(pb.RangeRequest(key=b"k"), metadata=peer.metadata)) == errors.INVALID_AUTH_TOKEN

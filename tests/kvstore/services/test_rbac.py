@@ -280,8 +280,8 @@ KNOWN_HOLES = {
     "has one text for every watch that is refused": lambda case, caller: (
         case.method.endswith("/Watch") and caller.proof != "good"
     ),
-    "looks at URLs before it asks who gave them": lambda case, caller: case.method.endswith("/MemberAdd"),
-    "recipes of a caller without a token fail inside, with their code": lambda case, caller: case.unknown,
+    "would have one more member": lambda case, caller: case.method.endswith("/MemberAdd"),
+    "ends Observe without a word": lambda case, caller: case.method.endswith("/Observe"),
 }
 
 
