@@ -39,7 +39,7 @@ LICENSES_DEV := $(LICENSES_RUN);MPL-2.0;Mozilla Public License 2.0
 	docker docker-run docker-base wheels
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(DEV_READY) ## make .venv with everything to run, test and develop
 	@echo "ready: $(BIN)/kvstore, $(BIN)/kvctl"

@@ -8,12 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.jepsen.backends import AUTO, BACKENDS, choose
 from tests.jepsen.breaking import FAULT_SECONDS
 from tests.jepsen.engine import EngineError
 from tests.jepsen.faults import FAULTS
 from tests.jepsen.guard import ROOT
 from tests.jepsen.network import NetworkError
-from tests.jepsen.probe import BACKENDS, describe, missing, probe
+from tests.jepsen.probe import describe, probe
 from tests.jepsen.run import SERVERS, HarnessError, Options, Run
 from tests.jepsen.workloads import WORKLOADS
 
@@ -37,7 +38,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m tests.jepsen", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--backend", choices=["auto", *BACKENDS], default="auto", help="auto: the first that can run")
+    parser.add_argument("--backend", choices=[AUTO, *BACKENDS], default=AUTO, help="auto: the first that can run")
     parser.add_argument("--workload", choices=list(WORKLOADS), default="register")
     parser.add_argument("--nemesis", type=nemeses, default="all", help=f"all, none, or some of {','.join(FAULTS)}")
     parser.add_argument("--seed", type=int, default=1)
@@ -51,17 +52,6 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--server", choices=SERVERS, default=SERVERS[0])
     parser.add_argument("--probe", action="store_true", help="only say what this machine can do")
     return parser.parse_args(arguments)
-
-
-def choose(wanted: str, found: dict[str, str]) -> str | None:
-    """The backend; what cannot run is named."""
-    for backend in BACKENDS if wanted == "auto" else [wanted]:
-        why = missing(BACKENDS[backend], found)
-        if not why:
-            print(f"backend   {backend}")
-            return backend
-        print(f"SKIPPED   backend {backend}: {why}")
-    return None
 
 
 def main(arguments: list[str]) -> int:

@@ -12,8 +12,8 @@ import json
 import sys
 
 from tests.jepsen.apart import RECORDED, HarnessFailedError, row, run, write_table
+from tests.jepsen.backends import AUTO, BACKENDS
 from tests.jepsen.guard import ROOT
-from tests.jepsen.probe import BACKENDS
 from tests.jepsen.report import commit, quantiles
 from tests.jepsen.run import SERVERS
 
@@ -64,7 +64,7 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--rounds", type=int, default=3, help="some eight faults of each kind, and eight minutes, each")
     parser.add_argument("--time", type=float, default=60.0, help="seconds of a run")
-    parser.add_argument("--backend", choices=["auto", *BACKENDS], default="auto")
+    parser.add_argument("--backend", choices=[AUTO, *BACKENDS], default=AUTO)
     given = parser.parse_args(arguments)
     names = {server: server if server == "etcd" else f"{server} {commit()}" for server in SERVERS}
     for number in range(given.rounds):

@@ -11,7 +11,7 @@ import contextlib
 import os
 import signal
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from tests.e2e.cluster import PROGRAM, Member, wait_for
 from tests.jepsen.engine import IMAGE, Engine, EngineError
@@ -23,6 +23,7 @@ USER = 10001  # the image's
 
 class Containers(Network):
     backend = "docker"
+    lacks: ClassVar[dict[str, str]] = {"disk image": "a mount of the harness is not one of the engine's"}
 
     def __init__(self, names: list[str]) -> None:
         super().__init__(names)

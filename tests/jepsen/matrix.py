@@ -22,9 +22,10 @@ from itertools import count
 from typing import Any
 
 from tests.jepsen.apart import RECORDED, HarnessFailedError, row, run, write_table
+from tests.jepsen.backends import AUTO, BACKENDS, capabilities, choose
 from tests.jepsen.faults import FAULTS
 from tests.jepsen.guard import ROOT
-from tests.jepsen.probe import BACKENDS, probe
+from tests.jepsen.probe import probe
 from tests.jepsen.report import TOGETHER, commit, quantiles
 from tests.jepsen.run import possible
 from tests.jepsen.workloads import WORKLOADS
@@ -198,7 +199,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--random-minutes", type=float, default=90.0, help="of all such runs together")
     parser.add_argument("--seed", type=int, default=1, help="of the cells of one nemesis")
     parser.add_argument("--minutes", type=float, default=10_000.0)
-    parser.add_argument("--backend", choices=["auto", *BACKENDS], default="auto")
+    parser.add_argument("--backend", choices=[AUTO, *BACKENDS], default=AUTO)
     parser.add_argument("--table", action="store_true")
     return parser.parse_args(arguments)
 
@@ -210,7 +211,10 @@ def main(arguments: list[str]) -> int:
         write_table("matrix", document(kept))
         return 0
     found = probe()
-    nemeses, skipped = possible(tuple(FAULTS), found)
+    backend = choose(given.backend, found)
+    if backend is None:
+        return CANNOT
+    nemeses, skipped = possible(tuple(FAULTS), capabilities(backend, found))
     for name, why in skipped.items():
         print(f"SKIPPED   {name:<14} {why}")
     at, end = commit(), time.monotonic() + given.minutes * 60
@@ -222,7 +226,7 @@ def main(arguments: list[str]) -> int:
             break
         workload, nemesis, seed, seconds = cell
         out = FOLDER / f"{workload}-{nemesis}-{seed}"
-        flags = {"workload": workload, "nemesis": nemesis, "seed": seed, "backend": given.backend}
+        flags = {"workload": workload, "nemesis": nemesis, "seed": seed, "backend": backend}
         try:
             result = cell_of(run(out, seconds, **flags), nemesis)
         except HarnessFailedError as error:

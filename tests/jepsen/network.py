@@ -26,7 +26,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 from tests.e2e.cluster import Member
 from tests.jepsen.guard import NAMESPACES, Guarded
@@ -50,6 +50,7 @@ def run(*command: str) -> str:
 
 class Network(Guarded):
     backend = "netns"
+    lacks: ClassVar[dict[str, str]] = {}  # capabilities that the machine may have and this has not, and why
 
     def __init__(self, names: list[str]) -> None:
         super().__init__()

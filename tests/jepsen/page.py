@@ -17,6 +17,7 @@ from tests.jepsen.report import by_class, operations, quantiles
 WIDTH, LEFT, RIGHT = 1200, 110, 20
 LANE = 18
 BINS = 160  # of the plots over time
+SHOWN = 4  # complaints of a verdict
 GAP_SECONDS = 1.0  # without an acknowledged write: marked
 UNKNOWN_MAX = 1500  # operations of unknown outcome that are drawn one by one
 
@@ -79,8 +80,8 @@ def _head(report: dict[str, Any], found: list[Call]) -> str:
 def _verdicts(report: dict[str, Any]) -> str:
     rows = []
     for one in sorted(report["verdicts"], key=lambda verdict: verdict["result"] == "pass"):
-        complaints = "".join(f"<pre>{escape(text[:4000])}</pre>" for text in one["complaints"][:10])
-        more = len(one["complaints"]) - 10
+        complaints = "".join(f"<pre>{escape(text[:4000])}</pre>" for text in one["complaints"][:SHOWN])
+        more = len(one["complaints"]) - SHOWN
         complaints += f"<p class=note>and {more} more in report.json</p>" if more > 0 else ""
         tag = f"<span class='tag {one['result']}'>{one['result']}</span>"
         rows.append([tag, escape(one["name"]), escape(one["about"]) + complaints])

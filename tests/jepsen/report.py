@@ -26,7 +26,7 @@ def unavailability(found: list[Call], faults: list[dict[str, Any]], started: int
     """Notes at each fault the longest time between two acknowledged writes, in seconds. started, stopped: ns."""
     answers = sorted((call.returned - started) / 1e9 for call in found if call.ok and call.f != "read")
     nexts = [*(fault["began"] for fault in faults[1:]), (stopped - started) / 1e9]
-    for fault, following in zip(faults, nexts, strict=True):
+    for fault, following in zip(faults, nexts, strict=bool(faults)):
         end = min(fault["ended"] + AFTER_SECONDS, max(fault["ended"], following))
         fault["unavailable"] = round(longest_gap(answers, fault["began"], end), 3)
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.e2e.cluster import Cluster, clean_environment
+from tests.jepsen.backends import BACKENDS, capabilities
 from tests.jepsen.breaking import FAULT_SECONDS, Breaking, NotHealedError
-from tests.jepsen.containers import Containers
 from tests.jepsen.disk import Disk
 from tests.jepsen.faults import FAULTS, Fault, System, Told
 from tests.jepsen.guard import ROOT
@@ -36,7 +36,6 @@ FLAGS = [  # flushes, new segments of the log and members that need a snapshot c
     "--snapshot-catchup-bytes=500000",
     "--log-segment-bytes=500000",
 ]
-BACKENDS: dict[str, type[Network]] = {one.backend: one for one in (Containers, Network)}
 
 
 SERVERS = ("kvstore", "etcd")  # the other to compare with
@@ -68,6 +67,11 @@ class Options:
         nemesis = "all" if set(self.nemeses) == set(FAULTS) else ",".join(self.nemeses) or "none"
         least, most = self.fault_seconds
         more = [f"--fault-seconds={least:g},{most:g}"] * (self.fault_seconds != FAULT_SECONDS)
+        more += [
+            f"--{name}={getattr(self, name):g}"
+            for name in ("members", "clients", "rate")
+            if getattr(self, name) != getattr(Options, name)
+        ]
         more += ["--power-cut"] * self.power_cut
         return (
             f"make jepsen BACKEND={self.backend} WORKLOAD={self.workload} NEMESIS={nemesis} SEED={self.seed} "
@@ -146,9 +150,7 @@ class Run:
         """0: all pass; 1: some verdict does not."""
         shutil.rmtree(self.path, ignore_errors=True)
         self.path.mkdir(parents=True)
-        found = probe()
-        if self.options.backend != Network.backend and not found["disk image"]:
-            found["disk image"] = "a mount of the harness is not one of the engine's"
+        found = capabilities(self.options.backend, probe())
         able, self.skipped = possible(self.options.nemeses, found)
         ours = self.options.server == SERVERS[0]
         if not ours:
@@ -156,6 +158,8 @@ class Run:
             able = [name for name in able if name not in self.skipped]
         for name, why in self.skipped.items():
             print(f"SKIPPED   {name:<14} {why}")
+        if self.options.nemeses and not able:
+            raise HarnessError("none of these faults can be had here")
         names = [*(f"m{number + 1}" for number in range(self.options.members)), "clients"]
         with BACKENDS[self.options.backend](names) as network:
             system = make_system(network, self.options.members, self.path, disks=needs_disks(able), ours=ours)

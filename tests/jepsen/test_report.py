@@ -42,6 +42,7 @@ def test_a_fault_is_not_blamed_for_the_next_one_nor_for_the_end() -> None:
     unavailability(writes, faults, 100 * SECOND, 110 * SECOND)
     assert [one["unavailable"] for one in faults] == pytest.approx([0.1, 3.8, 0.1])
     assert by_class(faults)["second"]["max"] == pytest.approx(3.8)
+    unavailability(writes, [], 100 * SECOND, 110 * SECOND)
 
 
 class Balanced(HTMLParser):

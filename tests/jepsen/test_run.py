@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.jepsen.containers import Containers
+from tests.jepsen.backends import AUTO, capabilities, choose
 from tests.jepsen.faults import FAULTS
 from tests.jepsen.guard import ROOT
-from tests.jepsen.probe import BACKENDS, missing
 from tests.jepsen.record import read
 from tests.jepsen.run import Options, Run, possible
 from tests.jepsen.workloads import WORKLOADS
@@ -39,9 +38,9 @@ def seed() -> int:
 def test_a_few_at_random(netns: dict[str, str], tmp_path: Path) -> None:
     """JEPSEN_SECONDS and JEPSEN_SEED make it longer, and do it again."""
     rng = random.Random(seed())
-    backend = next(name for name, needs in BACKENDS.items() if not missing(needs, netns))
-    able = possible(tuple(FAULTS), netns)[0]
-    able = [name for name in able if not (backend == Containers.backend and "disk image" in FAULTS[name].needs)]
+    backend = choose(AUTO, netns)
+    assert backend is not None
+    able = possible(tuple(FAULTS), capabilities(backend, netns))[0]
     for workload in rng.sample(list(WORKLOADS), min(CI_WORKLOADS, len(WORKLOADS))):
         nemeses = tuple(rng.sample(able, CI_FAULTS))
         options = Options(workload, nemeses, seed(), CI_SECONDS / CI_WORKLOADS, backend=backend)
