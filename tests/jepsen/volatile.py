@@ -18,7 +18,7 @@ from raft.storage import file_system
 from raft.storage.file_system import Buffer, File, OsFile
 
 PAGE = 4096
-SYNC_SECONDS = 0.02  # what a sync takes: so long everything written is at risk
+SYNC_SECONDS = 0.02  # what a sync takes at most: so long everything written is at risk, and not everywhere alike
 EARLY = 0.2  # the chance of a page that is written to go to the disk at once
 
 
@@ -76,7 +76,7 @@ class VolatileFile(File):
             return bytes(found)
 
     def fdatasync(self) -> None:
-        time.sleep(SYNC_SECONDS)
+        time.sleep(self._rng.random() * SYNC_SECONDS)
         with self._pages.lock:
             for number in sorted(self._pages.dirty):
                 self._write(number)

@@ -20,15 +20,24 @@ class Processes(Fault):
 
     def begin(self) -> str:
         self.victims = self.pick(self.how_many)
+        self.prepare()
         for member in self.victims:
             self.hurt(member)
         return " ".join(member.name for member in self.victims)
+
+    def prepare(self) -> None:
+        """Before the first is hurt."""
 
     def hurt(self, member: Member) -> None:
         raise NotImplementedError
 
 
 class Kill(Processes):
+    def prepare(self) -> None:
+        """All at once, as a power cut does it: one's end takes long enough for another's fsync."""
+        for member in self.victims:
+            os.kill(member.pid, signal.SIGSTOP)
+
     def hurt(self, member: Member) -> None:
         member.kill()
 
