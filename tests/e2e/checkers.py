@@ -38,6 +38,7 @@ class Truth:
         self.events: dict[int, list[kv_pb2.Event]] = defaultdict(list)
         self.wrote: dict[int, dict[bytes, bytes | None]] = defaultdict(dict)
         self._states: dict[bytes, tuple[list[int], list[KeyState | None]]] = {}
+        self._kvs: dict[bytes, list[kv_pb2.KeyValue | None]] = defaultdict(list)  # beside them, as the events have it
         for event in events:
             self._add(event)
         self.last = max(self.wrote, default=1)
@@ -62,6 +63,7 @@ class Truth:
             self.complaints.append(f"{key!r} is deleted at {revision}, where it is not")
         revisions.append(revision)
         states.append(state)
+        self._kvs[key].append(None if deleted else event.kv)
         self.events[revision].append(event)
         self.wrote[revision][key] = None if deleted else event.kv.value
 
@@ -69,6 +71,21 @@ class Truth:
         revisions, states = self._states.get(key, ([], []))
         number = bisect_right(revisions, revision)
         return states[number - 1] if number else None
+
+    @property
+    def last_revision(self) -> int:
+        return self.last
+
+    def events_of(self, revision: int) -> list[kv_pb2.Event]:
+        return self.events.get(revision, [])
+
+    def key_at(self, key: bytes, revision: int) -> kv_pb2.KeyValue | None:
+        number = bisect_right(self.revisions_of(key), revision)
+        return self._kvs[key][number - 1] if number else None
+
+    def revisions_of(self, key: bytes) -> list[int]:
+        """That changed it."""
+        return self._states.get(key, ([], []))[0]
 
     def present(self, low: bytes, high: bytes, revision: int) -> set[bytes]:
         return {key for key in self._states if low <= key < high and self.at(key, revision) is not None}

@@ -124,6 +124,7 @@ class Endpoint:
 
     def __init__(self, name: str, target: str) -> None:
         self.name = name
+        self.target = target
         self.channel = grpc.aio.insecure_channel(target, options=CHANNEL_OPTIONS)
         self.kv = rpc_pb2_grpc.KVStub(self.channel)
         self.watch = rpc_pb2_grpc.WatchStub(self.channel)

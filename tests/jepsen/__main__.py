@@ -46,7 +46,6 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--members", type=int, default=5)
     parser.add_argument("--clients", type=int, default=15)
     parser.add_argument("--rate", type=float, default=300.0, help="operations a second, of all clients together")
-    parser.add_argument("--power-cut", action="store_true", help="netns: a kill takes what was not synced")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "jepsen")
     parser.add_argument("--fault-seconds", type=bounds, default=FAULT_SECONDS, help="of a fault: LEAST,MOST")
     parser.add_argument("--server", choices=SERVERS, default=SERVERS[0])
@@ -60,7 +59,7 @@ def main(arguments: list[str]) -> int:
     print(f"this machine can do:\n{describe(found)}", flush=True)
     if given.probe:
         return 0
-    backend = choose("netns" if given.power_cut else given.backend, found)
+    backend = choose(given.backend, found)
     if backend is None:
         return CANNOT
     options = Options(
@@ -72,7 +71,6 @@ def main(arguments: list[str]) -> int:
         given.clients,
         given.rate,
         backend,
-        given.power_cut,
         server=given.server,
         fault_seconds=given.fault_seconds,
     )

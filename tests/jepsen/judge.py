@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import grpc
@@ -9,8 +10,14 @@ import grpc
 from tests.e2e.agreement import check_log, check_members
 from tests.e2e.checkers import Truth, Undecided, check_linearizable, check_revisions
 from tests.e2e.cluster import Cluster
+from tests.e2e.history import History
 from tests.jepsen.checkers.append import check_append
+from tests.jepsen.checkers.counter import check_counter
+from tests.jepsen.checkers.lease import check_lease
+from tests.jepsen.checkers.queue import check_queue
+from tests.jepsen.checkers.reads import check_reads
 from tests.jepsen.checkers.set import check_set
+from tests.jepsen.checkers.watch import check_watch
 from tests.jepsen.faults import FAULTS
 from tests.jepsen.record import Call, history
 from tests.jepsen.report import quantiles
@@ -44,31 +51,52 @@ def judged(name: str, check: Callable[[], Iterable[str]], about: str = "") -> Ve
     return Verdict(name, FAIL if complaints else PASS, complaints, about)
 
 
-def judge(workload: str, calls: list[Call], cluster: Cluster | None, enough: int) -> list[Verdict]:
+@dataclass
+class Evidence:
+    """What a run has left behind."""
+
+    calls: list[Call]
+    lines: list[dict[str, Any]]  # of the whole history
+    told: History
+    truth: Truth | None = None  # none where members could not be asked, or clients only are believed
+
+
+Check = Callable[[Evidence], list[str]]
+# By workload: what only it has to say.
+CHECKS: dict[str, dict[str, tuple[str, Check]]] = {
+    "register": {"linearizable": ("each key, blind to headers", lambda e: check_linearizable(e.told))},
+    "set": {"set": ("no element lost, late or from nowhere", lambda e: check_set(e.calls))},
+    "append": {"append": ("order of lists, cycles of transactions", lambda e: check_append(e.calls))},
+    "counter": {"counters": ("nothing lost, nothing twice, never back", lambda e: check_counter(e.calls))},
+    "queue": {"queue": ("each element once, in order, none lost", lambda e: check_queue(e.calls))},
+    "lease": {"leases": ("never early, never back, keys go together", lambda e: check_lease(e.calls, e.truth))},
+    "watch": {"watches": ("nine properties of each watch", lambda e: check_watch(e.lines, e.calls, e.truth))},
+    "reads": {"refusals": ("compacted and future only what is", lambda e: check_reads(e.calls))},
+}
+
+
+def judge(
+    workload: str, calls: list[Call], lines: list[dict[str, Any]], cluster: Cluster | None, enough: int
+) -> list[Verdict]:
     """enough: acknowledged operations below which a run shows nothing. cluster: none, only clients are believed."""
     counts = {kind: sum(call.type == kind for call in calls) for kind in ("ok", "fail", "info")}
     about = " ".join(f"{kind}={count}" for kind, count in counts.items())
     verdicts = [judged("operations", lambda: [f"fewer than {enough} ok"] if counts["ok"] < enough else [], about)]
-    truths: list[Truth] = []
+    evidence = Evidence(calls, lines, history(calls))
 
     def members(cluster: Cluster) -> list[str]:
-        truths.append(check_members(cluster))
-        return truths[0].complaints
+        evidence.truth = check_members(cluster)
+        return evidence.truth.complaints
 
     if cluster is not None:
         about = "equal histories, HashKV and applied indexes; no revision missing"
         verdicts.append(judged("members", lambda: members(cluster), about))
         verdicts.append(judged("logs", lambda: _logs(cluster), "no line above warning"))
-    told = history(calls)
-    if truths:
-        about = f"headers against {truths[0].last} revisions"
-        verdicts.append(judged("revisions", lambda: check_revisions(told, truths[0]), about))
-    if workload == "register":
-        verdicts.append(judged("linearizable", lambda: check_linearizable(told), "each key, blind to headers"))
-    elif workload == "set":
-        verdicts.append(judged("set", lambda: check_set(calls), "no element lost, late or from nowhere"))
-    else:
-        verdicts.append(judged("append", lambda: check_append(calls), "order of lists, cycles of transactions"))
+    if truth := evidence.truth:
+        about = f"headers against {truth.last} revisions"
+        verdicts.append(judged("revisions", lambda: check_revisions(evidence.told, truth), about))
+    for name, (about, check) in CHECKS[workload].items():
+        verdicts.append(judged(name, partial(check, evidence), about))
     return verdicts
 
 

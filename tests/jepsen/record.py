@@ -97,7 +97,7 @@ def history(found: list[Call]) -> History:
         key = call.key.encode()
         refused = call.error == "compare"
         outcome = Outcome.OK if refused else outcomes[call.type]
-        if call.f == "read" and outcome is not Outcome.OK:
+        if call.f in ("read", "stale", "at") and outcome is not Outcome.OK:
             continue  # a failed read says nothing
         returned = float("inf") if call.returned == NEVER else call.returned / 1e9
         operation = Operation(
@@ -116,7 +116,16 @@ def history(found: list[Call]) -> History:
             operation.wrote = {key: new.encode()}
             # An answered one says all of what it has seen; of an unknown one only the value is known.
             operation.saw = {key: _state(call.saw) if call.ok else KeyState(expected.encode())}
-        elif call.f == "cas" or key.startswith(LOW):
+        elif call.f == "delete":
+            operation.saw = {key: _state(call.saw)} if call.ok else {}
+            operation.wrote = {key: None} if call.saw is not None or not call.ok else {}
+        elif call.f == "keepalive":
+            operation.stale = True  # whoever passes it on to the leader puts its own revision into the header
+        elif call.f in ("stale", "at"):
+            operation.stale = True  # true of a revision, whichever
+            operation.revision = call.asked if call.f == "at" else call.revision
+            operation.saw = {key: _state(call.saw)}
+        elif call.f == "cas" or (call.f == "read" and key.startswith(LOW)):
             operation.saw = {key: _state(call.saw)}
         told.operations.append(operation)
     return told

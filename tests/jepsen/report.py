@@ -9,7 +9,7 @@ import json
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ def unavailability(found: list[Call], faults: list[dict[str, Any]], started: int
     """Notes at each fault the longest time between two acknowledged writes, in seconds. started, stopped: ns."""
     answers = sorted((call.returned - started) / 1e9 for call in found if call.ok and call.f != "read")
     nexts = [*(fault["began"] for fault in faults[1:]), (stopped - started) / 1e9]
-    for fault, following in zip(faults, nexts, strict=bool(faults)):
+    for fault, following in zip(faults, nexts, strict=False):  # a run that ended early has none
         end = min(fault["ended"] + AFTER_SECONDS, max(fault["ended"], following))
         fault["unavailable"] = round(longest_gap(answers, fault["began"], end), 3)
 
@@ -66,12 +66,12 @@ def operations(found: list[Call]) -> dict[str, dict[str, int]]:
     return {f: dict(counts[f]) for f in sorted(counts)}
 
 
-def commit() -> str:
-    """Of the server's code; with a "+" when the working tree differs from it there."""
+def commit(folders: Sequence[str] = SERVER_CODE) -> str:
+    """Of the code there; with a "+" when the working tree differs from it."""
     done = subprocess.run(
-        ["git", "log", "-1", "--format=%h", "--", *SERVER_CODE], capture_output=True, text=True, check=False, cwd=ROOT
+        ["git", "log", "-1", "--format=%h", "--", *folders], capture_output=True, text=True, check=False, cwd=ROOT
     )
-    changed = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", *SERVER_CODE], check=False, cwd=ROOT).returncode
+    changed = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", *folders], check=False, cwd=ROOT).returncode
     return (done.stdout.strip() or "unknown") + "+" * bool(changed)
 
 

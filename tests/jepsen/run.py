@@ -15,9 +15,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.e2e.cluster import Cluster, clean_environment
+from raft.storage.dump import read_log
+from tests.e2e.cluster import Cluster, Member, clean_environment
 from tests.jepsen.backends import BACKENDS, capabilities
 from tests.jepsen.breaking import FAULT_SECONDS, Breaking, NotHealedError
+from tests.jepsen.checkers.votes import Voter, check_votes
 from tests.jepsen.disk import Disk
 from tests.jepsen.faults import FAULTS, Fault, System, Told
 from tests.jepsen.guard import ROOT
@@ -56,7 +58,6 @@ class Options:
     clients: int = 15
     rate: float = 300.0  # operations a second, all clients together
     backend: str = "netns"
-    power_cut: bool = False  # a kill takes along what was not synced
     code: str = ""  # the directory whose code the members run; "": this one
     server: str = "kvstore"
     fault_seconds: tuple[float, float] = FAULT_SECONDS
@@ -72,7 +73,6 @@ class Options:
             for name in ("members", "clients", "rate")
             if getattr(self, name) != getattr(Options, name)
         ]
-        more += ["--power-cut"] * self.power_cut
         return (
             f"make jepsen BACKEND={self.backend} WORKLOAD={self.workload} NEMESIS={nemesis} SEED={self.seed} "
             f"TIME={self.seconds:.0f}"
@@ -109,10 +109,25 @@ def change(system: System, options: Options) -> None:
     for member in system.cluster.members:
         if options.server == "etcd":
             member.program = [str(ETCD)]
+        elif options.backend == Network.backend:
+            member.arguments.append(f"--raft-trace={trace_of(member)}")
         if options.code:
             member.wrapper += ["env", f"--chdir={options.code}"]
-        if options.power_cut:
-            member.program = [sys.executable, "-m", "tests.jepsen.volatile", "serve"]
+
+
+def trace_of(member: Member) -> Path:
+    return member.log_path.with_suffix(".trace")
+
+
+def votes(system: System) -> list[str]:
+    """Of members that have ended."""
+    return check_votes(
+        [
+            Voter(member.name, trace.read_text().splitlines(), read_log(member.data_dir / "log"))
+            for member in system.cluster.members
+            if (trace := trace_of(member)).exists()
+        ]
+    )
 
 
 def died(system: System) -> list[str]:
@@ -144,6 +159,7 @@ class Run:
         self.skipped: dict[str, str] = {}
         self.verdicts: list[Verdict] = []
         self.calls: list[Call] = []
+        self.lines: list[dict[str, Any]] = []  # of the history
         self.stopped = 0  # when the clients were told to end
 
     def run(self) -> int:
@@ -174,6 +190,9 @@ class Run:
                     with observer:
                         self._work(system, able)
                     self._judge(system)
+                    if trace_of(system.cluster.members[0]).exists():
+                        system.cluster.stop()
+                        self._add(judged("votes", lambda: votes(system), "one leader a term, one vote, remembered"))
                 except (AssertionError, HarnessError) as error:
                     complaints = died(system)
                     if isinstance(error, HarnessError) and not complaints:
@@ -224,7 +243,7 @@ class Run:
         (self.path / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         for part in parts:
             part.unlink(missing_ok=True)
-        self.calls = calls(lines)
+        self.lines, self.calls = lines, calls(lines)
 
     def _start_worker(self, system: System) -> subprocess.Popen[bytes]:
         options = self.options
@@ -265,7 +284,7 @@ class Run:
             member.wait_ready()
         enough = int(options.rate * options.seconds / 20)
         cluster = system.cluster if options.server == "kvstore" else None  # what etcd holds is not asked
-        for verdict in judge(options.workload, self.calls, cluster, enough):
+        for verdict in judge(options.workload, self.calls, self.lines, cluster, enough):
             self._add(verdict)
 
     def _report(self, found: dict[str, str], started: int, spans: list[Span]) -> None:

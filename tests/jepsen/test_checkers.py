@@ -7,7 +7,6 @@ import pytest
 from tests.e2e.checkers import check_linearizable
 from tests.jepsen.checkers.append import check_append
 from tests.jepsen.checkers.set import check_set
-from tests.jepsen.judge import longest_gap
 from tests.jepsen.record import NEVER, Call, calls, history
 
 
@@ -146,9 +145,3 @@ def reading(value: str | None, begin: int) -> list[dict[str, Any]]:
 )
 def test_register(lines: list[dict[str, Any]], good: bool) -> None:
     assert (check_linearizable(history(calls(lines))) == []) is good
-
-
-def test_longest_gap() -> None:
-    found = [call("write", "x", "1", 0, end) for end in (10, 20, 70, 90)]
-    assert longest_gap(found, 15, 80) == 50
-    assert longest_gap(found, 71, 200) == 110

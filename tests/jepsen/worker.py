@@ -14,32 +14,25 @@ from typing import Any
 from tests.e2e.history import Endpoint
 from tests.jepsen.record import Writer
 from tests.jepsen.workloads import WORKLOADS
-from tests.jepsen.workloads.base import FINAL_SECONDS, Client, Workload
-
-
-async def work(client: Client, workload: Workload, rng: random.Random, pause: float, stopping: asyncio.Event) -> None:
-    while not stopping.is_set():
-        due = time.monotonic() + pause * rng.uniform(0.5, 1.5)
-        workload.begun += 1
-        await workload.one(client, rng)
-        await asyncio.sleep(max(0.0, due - time.monotonic()))
+from tests.jepsen.workloads.base import FINAL_SECONDS, Client
 
 
 async def run(spec: dict[str, Any]) -> int:
     workload = WORKLOADS[spec["workload"]]()
     endpoints = [Endpoint(name, target) for name, target in spec["members"].items()]
     stopping = asyncio.Event()
-    count = spec["clients"]
+    count = spec["clients"] * workload.patient
     loop = asyncio.get_running_loop()
     with Path(spec["history"]).open("w") as file:
         writer = Writer(file)
-        clients = [Client(number, count, endpoints[number % len(endpoints)], writer) for number in range(count)]
+        clients = [Client(number, count, endpoints, writer) for number in range(count)]
         working = [
             loop.create_task(
-                work(client, workload, random.Random(f"{spec['seed']}/{number}"), count / spec["rate"], stopping)
+                workload.work(client, random.Random(f"{spec['seed']}/{number}"), count / spec["rate"], stopping)
             )
             for number, client in enumerate(clients)
         ]
+        others = [loop.create_task(one) for one in workload.others(endpoints, writer, spec["seed"])]
         line = await loop.run_in_executor(None, sys.stdin.readline)
         if not line:
             return 1
@@ -49,9 +42,14 @@ async def run(spec: dict[str, Any]) -> int:
         done = False
         while not done and time.monotonic() < deadline:
             done = await workload.final(clients[0])
+        _, late = await asyncio.wait(others, timeout=FINAL_SECONDS) if others else ((), ())
+        for client in clients:
+            await client.close()
         for endpoint in endpoints:
             await endpoint.channel.close(None)
-        return 0 if done else 2
+        for task in late:
+            task.cancel()
+        return 0 if done and not late else 2
 
 
 if __name__ == "__main__":

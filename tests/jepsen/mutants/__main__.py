@@ -9,26 +9,20 @@ Results are kept in build/jepsen/mutants.json, by commit; those of a tree with c
 
 import argparse
 import json
-import subprocess
 import sys
 from dataclasses import asdict
 
 from tests.jepsen.guard import ROOT
 from tests.jepsen.mutants.case import SECONDS_MAX, Found, check, read_cases
 from tests.jepsen.probe import NETNS, missing, probe
+from tests.jepsen.report import SERVER_CODE, commit
 
 FOLDER = ROOT / "build" / "jepsen"
 RESULTS = FOLDER / "mutants.json"
 DOCUMENT = ROOT / "docs" / "JEPSEN.md"
 BEGIN, END = "<!-- mutants: made by `make jepsen-mutants ARGS=--table` -->", "<!-- end of mutants -->"
+CODE = (*SERVER_CODE, "tests/jepsen", "tests/e2e", "tests/sim/mutants")  # what a result depends on
 CANNOT = 3
-
-
-def commit() -> str:
-    git = ["git", "-C", str(ROOT)]
-    name = subprocess.check_output([*git, "rev-parse", "--short=12", "HEAD"], text=True).strip()
-    changed = subprocess.check_output([*git, "status", "--porcelain", "--", "raft", "kvstore", "tests"], text=True)
-    return f"{name}+changes" if changed else name
 
 
 def table(known: dict[str, Found], at: str) -> str:
@@ -56,10 +50,10 @@ def main(arguments: list[str]) -> int:
     if why := missing(NETNS, probe()):
         print(f"SKIPPED   backend netns: {why}")
         return CANNOT
-    at = commit()
+    at = commit(CODE)
     kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     known: dict[str, Found] = {}
-    if not (options.fresh or at.endswith("+changes")):
+    if not (options.fresh or at.endswith("+")):
         known = {name: Found(**found) for name, found in kept.get(at, {}).items()}
     cases = [case for case in read_cases() if not options.names or case.name.startswith(tuple(options.names))]
     good = 0

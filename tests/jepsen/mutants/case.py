@@ -5,8 +5,7 @@ A file is like one of tests/sim/mutants, and may take the edits of some of those
     bug = "what is wrong"
     also = ["S-18_acknowledged_before_the_fsync"]
     workload = "set"
-    nemesis = ["kill-majority"]
-    power_cut = true                     # false when not said
+    nemesis = ["power-cut-all"]
     [[edit]]                             # file, old, new
 
 The members run a copy of the code with the edits; the harness and the clients do not.
@@ -16,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import shutil
 import time
 import tomllib
 from collections.abc import Iterator
@@ -23,8 +23,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tests.jepsen.judge import FAIL, Verdict
-from tests.jepsen.run import Options, Run
+from tests.jepsen.judge import FAIL, UNDECIDED, Verdict
+from tests.jepsen.run import HarnessError, Options, Run
 from tests.sim.mutants.mutant import FOLDER as SIMULATOR
 from tests.sim.mutants.mutant import Edit, Mutant, load, mutated
 
@@ -65,7 +65,7 @@ def read_case(path: Path) -> Case:
     also = [edit for name in fields.pop("also", []) for edit in load(SIMULATOR / f"{name}.toml").edits]
     edits = (*also, *(Edit(**edit) for edit in fields.pop("edit", [])))
     bug, nemeses, workload = fields.pop("bug"), tuple(fields.pop("nemesis")), fields.pop("workload")
-    options = Options(workload, nemeses, seconds=SECONDS, members=MEMBERS, power_cut=fields.pop("power_cut", False))
+    options = Options(workload, nemeses, seconds=SECONDS, members=MEMBERS)
     assert not fields, f"{path.name}: unknown: {', '.join(fields)}"
     return Case(path.stem, bug, edits, options)
 
@@ -90,12 +90,16 @@ def _run(options: Options, path: Path) -> list[Verdict]:
     """The verdicts that are no pass."""
     run = Run(options, path)
     with _said_to(path):
-        run.run()
+        try:
+            run.run()
+        except HarnessError as error:
+            return [Verdict("harness", UNDECIDED, [str(error)])]
     return [verdict for verdict in run.verdicts if verdict.result != "pass"]
 
 
 def check(case: Case, path: Path) -> Found:
     """Two runs, or more where chance hides the bug: the server as it is must pass, the mutant must not."""
+    shutil.rmtree(path, ignore_errors=True)
     sound = _run(case.options, path / "sound")
     begun = time.monotonic()
     with mutated(case.mutant) as root:

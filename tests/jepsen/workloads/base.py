@@ -5,20 +5,25 @@ Keys end: after EPOCH operations all clients go on to new ones, so that no key h
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import random
-from collections.abc import Awaitable
+import time
+from collections.abc import Awaitable, Coroutine, Sequence
 from typing import Any
 
 import grpc.aio
 
-from kvstore.pb import rpc_pb2
+from kvstore.client import Client as OurClient
+from kvstore.client.errors import ClientError
+from kvstore.pb import rpc_pb2, rpc_pb2_grpc
 from tests.e2e.history import CALL_SECONDS, DEFINITE_FAILURES, Endpoint
 from tests.jepsen.record import Writer
 
 KEYS = 4  # of one epoch
 EPOCH = 400  # operations; some 100 a key
 FINAL_SECONDS = 30.0
+READS = frozenset({"read", "stale", "at", "peek", "keepalive"})  # one that failed is as good as one never asked
 HIGHER = "0"  # follows "/", so that [x/, x0) is everything below x/
 
 
@@ -31,38 +36,63 @@ class NotDone(Exception):
         self.saw = saw
 
 
+def _may_be_done(error: grpc.aio.AioRpcError | ClientError) -> bool:
+    return error.outcome_unknown if isinstance(error, ClientError) else error.code() not in DEFINITE_FAILURES
+
+
+def _text(error: grpc.aio.AioRpcError | ClientError) -> str:
+    if isinstance(error, ClientError):
+        return f"{type(error).__name__}: {error.message}"
+    return f"{error.code().name}: {error.details()}"
+
+
 def state(kvs: Any) -> list[Any] | None:
     return [kvs[0].value.decode(), kvs[0].create_revision, kvs[0].mod_revision, kvs[0].version] if kvs else None
 
 
 class Client:
-    """One logical client on one member."""
+    """One logical client. By grpcio's stubs, as any program may, on one member; or by ours, which goes elsewhere when
+    its member is gone."""
 
-    def __init__(self, number: int, count: int, endpoint: Endpoint, writer: Writer) -> None:
+    def __init__(self, number: int, count: int, endpoints: Sequence[Endpoint], writer: Writer) -> None:
+        self.number = number
         self.process = number
-        self.endpoint = endpoint
+        self.endpoint = endpoints[number % len(endpoints)]
+        self.leases = rpc_pb2_grpc.LeaseStub(self.endpoint.channel)
+        self.writer = writer
         self._count = count
-        self._writer = writer
+        first = number % len(endpoints)
+        self._targets = [one.target for one in (*endpoints[first:], *endpoints[:first])]
+        self._ours: OurClient | None = None
+
+    @property
+    def ours(self) -> OurClient:
+        if self._ours is None:
+            self._ours = OurClient(self._targets, timeout=CALL_SECONDS)
+        return self._ours
+
+    async def close(self) -> None:
+        if self._ours is not None:
+            await self._ours.close()
 
     async def record(self, f: str, key: str, value: Any, action: Awaitable[tuple[Any, int, dict[str, Any]]]) -> Any:
         """Do it between two lines of the history. The value when it was ok, else None.
 
         `action` gives the value, the revision, and more fields of the line."""
-        self._writer.line(self.process, "invoke", f, key, value, member=self.endpoint.name)
+        self.writer.line(self.process, "invoke", f, key, value, member=self.endpoint.name)
         try:
             result, revision, more = await action
         except NotDone as error:
             more = {"error": str(error)} | ({} if error.saw is None else {"saw": error.saw})
-            self._writer.line(self.process, "fail", f, key, value, error.revision, **more)
+            self.writer.line(self.process, "fail", f, key, value, error.revision, **more)
             return None
-        except grpc.aio.AioRpcError as error:
-            harmless = f == "read" or error.code() in DEFINITE_FAILURES
-            kind = "fail" if harmless else "info"
-            self._writer.line(self.process, kind, f, key, value, error=f"{error.code().name}: {error.details()}")
-            if not harmless:
+        except (grpc.aio.AioRpcError, ClientError) as error:
+            kind = "fail" if f in READS or not _may_be_done(error) else "info"
+            self.writer.line(self.process, kind, f, key, value, error=_text(error))
+            if kind == "info":
                 self.process += self._count
             return None
-        self._writer.line(self.process, "ok", f, key, result, revision, **more)
+        self.writer.line(self.process, "ok", f, key, result, revision, **more)
         return result
 
     async def range(self, key: str, end: str = "", timeout: float = CALL_SECONDS) -> rpc_pb2.RangeResponse:
@@ -83,6 +113,7 @@ class Workload:
     """Shared by all clients of a run: which keys are in use, which values have been given."""
 
     prefix = ""
+    patient = 1  # logical clients in the place of one: more, where they wait more than they ask
 
     def __init__(self) -> None:
         self.begun = 0
@@ -95,9 +126,21 @@ class Workload:
     def key(self, rng: random.Random) -> str:
         return f"{self.prefix}{self.epoch:04}/{rng.randrange(KEYS)}"
 
+    async def work(self, client: Client, rng: random.Random, pause: float, stopping: asyncio.Event) -> None:
+        """Until it shall stop: an operation about every `pause` seconds."""
+        while not stopping.is_set():
+            due = time.monotonic() + pause * rng.uniform(0.5, 1.5)
+            self.begun += 1
+            await self.one(client, rng)
+            await asyncio.sleep(max(0.0, due - time.monotonic()))
+
     async def one(self, client: Client, rng: random.Random) -> None:
         """One random operation."""
         raise NotImplementedError
+
+    def others(self, endpoints: Sequence[Endpoint], writer: Writer, seed: int) -> list[Coroutine[Any, Any, None]]:
+        """Who is there beside the clients; they end when `final` has been done."""
+        return []
 
     async def final(self, client: Client) -> bool:
         """Read everything, once all is healed. Whether it could be done."""

@@ -8,7 +8,7 @@ key was at every revision. Then (RELIABILITY 2c, 2e):
     check_reads         an answer is the model's at its header's revision
     check_order         revisions do not contradict the clock
     check_linearizable  (tests/e2e) blind to headers, key by key
-    check_watches       the nine properties, watch by watch
+    check_watch_logs    (tests/e2e) the nine properties, watch by watch
 """
 
 from collections import defaultdict
@@ -24,7 +24,6 @@ from tests.e2e.checkers import _Answers
 from tests.e2e.history import Outcome
 from tests.kvstore.state.model import Keys, Model
 from tests.sim.member.clients import Asked
-from tests.sim.member.watchers import WatchLog
 
 _WRITES: Final = ("Put", "DeleteRange", "Compact")
 
@@ -90,6 +89,16 @@ class Truth:
             with suppress(KvError):
                 self.model.apply(pb.LeaseRevokeRequest(ID=lease))
                 self.lease_ends[lease].append((entry.index, bool(revoke.term)))
+
+    @property
+    def last_revision(self) -> int:
+        return self.model.revision
+
+    def events_of(self, revision: int) -> list[kv_pb2.Event]:
+        return self.model.events.get(revision, [])
+
+    def key_at(self, key: bytes, revision: int) -> kv_pb2.KeyValue | None:
+        return self.at(revision).get(key)
 
     def at(self, revision: int) -> Keys:
         return self.model.past[min(revision, self.model.revision)]
@@ -213,97 +222,3 @@ def check_order(operations: list[Asked], truth: Truth) -> list[str]:
         if origin is not None and origin.invoked > asked.returned:
             complaints.append(f"told of revision {asked.revision} before it was asked for: {asked}")
     return complaints
-
-
-# Watches
-
-
-def check_watches(watches: list[WatchLog], truth: Truth, compacted: int) -> list[str]:
-    complaints = []
-    for log in watches:
-        complaints += _check_watch(log, truth, compacted)
-    return complaints
-
-
-def _check_watch(log: WatchLog, truth: Truth, compacted: int) -> list[str]:
-    who = f"a watch at {log.member} from {log.request.start_revision}"
-    complaints: list[str] = []
-    if not log.responses:
-        return []
-    created = log.responses[0]
-    if not created.created:
-        return [f"{who}: its first response is not `created`: {created}"]
-    told = (log.request.start_revision or created.header.revision + 1) - 1
-    gathered: list[kv_pb2.Event] = []
-    ended = created.canceled
-    for response in log.responses[1:]:
-        if ended:
-            complaints.append(f"{who}: told something after its end: {_brief(response)}")
-        if response.created:
-            complaints.append(f"{who}: created twice")
-        if response.canceled:
-            ended = True
-            if response.compact_revision and not told + 1 < response.compact_revision <= compacted:
-                complaints.append(f"{who}: ended at {told} by compaction {response.compact_revision} of {compacted}")
-            continue
-        if not response.events:
-            if gathered:
-                complaints.append(f"{who}: progress in the middle of fragments")
-            missed = _expected(log, truth, told + 1, response.header.revision)
-            if missed:
-                complaints.append(f"{who}: progress {response.header.revision} after {told}, not told: {len(missed)}")
-            told = max(told, response.header.revision)
-            continue
-        if response.fragment and not log.request.fragment:
-            complaints.append(f"{who}: a fragment that nobody asked for")
-        gathered += response.events
-        if response.fragment:
-            continue
-        events, gathered = gathered, []
-        first, last = events[0].kv.mod_revision, events[-1].kv.mod_revision
-        if first <= told:
-            complaints.append(f"{who}: {first} after {told}")
-        if response.header.revision < last:
-            complaints.append(f"{who}: a header of {response.header.revision} over an event of {last}")
-        expected = _expected(log, truth, told + 1, last)
-        if not _same(log, events, expected, truth, compacted):
-            complaints.append(f"{who}: {_names(events)} after {told}, the truth is {_names(expected)}")
-        told = max(told, last)
-    return complaints
-
-
-def _expected(log: WatchLog, truth: Truth, first: int, last: int) -> list[kv_pb2.Event]:
-    request = log.request
-    low, high = request.key, request.range_end or request.key + b"\0"
-    no_put = pb.WatchCreateRequest.NOPUT in request.filters
-    no_delete = pb.WatchCreateRequest.NODELETE in request.filters
-    return [
-        event
-        for revision in range(first, min(last, truth.model.revision) + 1)
-        for event in truth.model.events.get(revision, ())
-        if low <= event.kv.key < high and not (no_delete if event.type == kv_pb2.Event.DELETE else no_put)
-    ]
-
-
-def _same(log: WatchLog, told: list[kv_pb2.Event], expected: list[kv_pb2.Event], truth: Truth, compacted: int) -> bool:
-    if len(told) != len(expected):
-        return False
-    for one, other in zip(told, expected, strict=True):
-        revision = other.kv.mod_revision
-        if (one.type, one.kv) != (other.type, other.kv):
-            return False
-        previous = truth.at(revision - 1).get(other.kv.key) if log.request.prev_kv else None
-        if one.HasField("prev_kv"):
-            if previous is None or one.prev_kv != previous:
-                return False
-        elif previous is not None and revision > compacted:
-            return False
-    return True
-
-
-def _names(events: list[kv_pb2.Event]) -> str:
-    return " ".join(f"{event.kv.mod_revision}:{event.kv.key.decode()}" for event in events[:20])
-
-
-def _brief(response: pb.WatchResponse) -> str:
-    return f"header {response.header.revision}, {_names(list(response.events))}"

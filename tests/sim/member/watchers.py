@@ -1,12 +1,12 @@
 """Watchers: streams with several watches each, of all kinds, some read slowly; broken ones are resumed elsewhere."""
 
 import asyncio
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, final
 
 from kvstore.errors import NO_LEADER
 from kvstore.pb import rpc_pb2 as pb
 from tests.e2e.history import HIGH, LOW
+from tests.e2e.watches import WatchLog
 from tests.sim.member.loop import MILLISECOND, SECOND
 
 if TYPE_CHECKING:
@@ -14,26 +14,6 @@ if TYPE_CHECKING:
     from tests.sim.member.world import World
 
 _RESUME_SECONDS: Final = 0.05
-
-
-@dataclass(slots=True)
-class WatchLog:
-    """One watch from its creation to the end of its stream."""
-
-    member: str
-    request: pb.WatchCreateRequest
-    responses: list[pb.WatchResponse] = field(default_factory=list)  # `created` is the first
-    told: int = 0  # everything up to here has been told; counted as a client would, checked later
-
-    def took(self, response: pb.WatchResponse) -> None:
-        self.responses.append(response)
-        if response.created:
-            self.told = (self.request.start_revision or response.header.revision + 1) - 1
-        elif response.events:
-            if not response.fragment:
-                self.told = max(self.told, response.events[-1].kv.mod_revision)
-        elif not response.canceled:
-            self.told = max(self.told, response.header.revision)
 
 
 @final

@@ -31,6 +31,7 @@ from raft.node import Status
 from raft.types import Entry, NodeId, Role
 from tests.e2e.checkers import Undecided, check_linearizable
 from tests.e2e.history import History, Outcome
+from tests.e2e.watches import WatchLog, check_watch_logs
 from tests.kvstore.state.support import live_bytes, state_hash
 from tests.sim.member import checks
 from tests.sim.member.changes import Operator, ask_members
@@ -42,7 +43,7 @@ from tests.sim.member.member import Member
 from tests.sim.member.nemesis import Fault, Nemesis
 from tests.sim.member.network import Network
 from tests.sim.member.options import Options
-from tests.sim.member.watchers import Watcher, WatchLog
+from tests.sim.member.watchers import Watcher
 
 ELECTIONS_MAX: Final = 20  # election timeouts that the core may take to find a leader
 _STEP: Final = 0.02  # seconds between two looks of the world at a condition
@@ -437,7 +438,7 @@ class World:
         complaints = checks.check_requests(operations, truth)
         complaints += checks.check_reads(operations, truth)
         complaints += checks.check_order(operations, truth)
-        complaints += checks.check_watches(self.watches, truth, self.compacted)
+        complaints += check_watch_logs(self.watches, truth, self.compacted)
         self.history.operations = [
             one for one in operations if not (one.kind == "bad" or (one.outcome is Outcome.UNKNOWN and not one.wrote))
         ]
