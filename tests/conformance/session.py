@@ -95,8 +95,7 @@ class Normaliser:
             r'("?\b(?:raft_?(?:applied_?)?index|dbSize(?:InUse)?)"? ?: ?)\d+', r"\1<n>", text, flags=re.IGNORECASE
         )
         text = re.sub(r'("?Leader"? ?: ?)<m\d>', r"\1<leader>", text, flags=re.IGNORECASE)
-        text = re.sub(r"took = [\d.]+[mµn]?s", "took = <time>", text)
-        text = re.sub(r"\b\d+\.\d+m?s\b", "<time>", text)
+        text = without_times(text)
         text = re.sub(rf"\b{re.escape(self._version)}\b", "<version>", text)
         if "endpoint status" in command:
             # version, size, leader, learner, term, index, applied index
@@ -119,6 +118,11 @@ class Normaliser:
         # Each store has a hash function of its own; that two of them agree, or not, is what must be seen.
         name = self._hashes.setdefault(match[2], f"<hash{len(self._hashes) + 1}>")
         return f"{match[1]}{name}"
+
+
+def without_times(text: str) -> str:
+    """How long something took, as Go prints it; seconds without a fraction are somebody's TTL."""
+    return re.sub(r"(?<=took = )[\d.]+s|\b\d+\.\d+s\b|\b\d+(?:\.\d+)?[mµn]s\b", "<time>", text)
 
 
 def run_etcdctl(etcdctl: str, arguments: list[str], endpoint: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
