@@ -84,5 +84,10 @@ class Lock:
 
 
 async def _leave(claim: Claim) -> None:
+    await asyncio.shield(_give_back(claim))
+
+
+async def _give_back(claim: Claim) -> None:
+    """Goes on when nobody waits for it any more, so nobody may be there to take its error."""
     with suppress(ClientError):  # then it goes with the session
-        await asyncio.shield(claim.leave())
+        await claim.leave()

@@ -1,6 +1,7 @@
 """Locks and elections of the client, of etcd's services, and of both on one queue."""
 
 import asyncio
+import gc
 from typing import Any
 
 import grpc.aio
@@ -8,7 +9,7 @@ import pytest
 
 from kvstore.client import Client, errors, txn
 from kvstore.client.election import Election
-from kvstore.client.lock import Lock
+from kvstore.client.lock import Lock, _leave
 from kvstore.pb.v3election_pb2 import CampaignRequest, ResignRequest
 from kvstore.pb.v3election_pb2_grpc import ElectionStub
 from kvstore.pb.v3lock_pb2 import LockRequest, UnlockRequest
@@ -67,6 +68,31 @@ async def test_a_waiter_that_gives_up_leaves_the_queue(cluster: Cluster) -> None
             assert again.key == b"l/two/%x" % session.lease
         assert await queued(client, "l/two/", 0) == [], "given back before the session ends"
         assert not session.is_lost
+
+
+async def test_an_error_of_a_leave_that_nobody_waits_for_any_more_is_not_logged() -> None:
+    told: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+    leaving, over = asyncio.Event(), asyncio.Event()
+
+    class Cut:
+        """A claim whose member is gone."""
+
+        async def leave(self) -> None:
+            leaving.set()
+            await over.wait()
+            raise errors.SessionExpired("the session has ended while no member answered")
+
+    task = asyncio.create_task(_leave(Cut()))  # type: ignore[arg-type]
+    await leaving.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    over.set()
+    while len(asyncio.all_tasks()) > 1:
+        await asyncio.sleep(0)
+    gc.collect()
+    assert not told
 
 
 async def test_a_lost_session_is_told(cluster: Cluster) -> None:
