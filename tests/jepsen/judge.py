@@ -14,6 +14,7 @@ from tests.e2e.history import History
 from tests.jepsen.checkers.append import check_append
 from tests.jepsen.checkers.counter import check_counter
 from tests.jepsen.checkers.lease import check_lease
+from tests.jepsen.checkers.lock import check_bare, check_exclusion, check_fenced, lost_bare
 from tests.jepsen.checkers.queue import check_queue
 from tests.jepsen.checkers.reads import check_reads
 from tests.jepsen.checkers.set import check_set
@@ -62,13 +63,19 @@ class Evidence:
 
 
 Check = Callable[[Evidence], list[str]]
+About = str | Callable[[Evidence], str]
 # By workload: what only it has to say.
-CHECKS: dict[str, dict[str, tuple[str, Check]]] = {
+CHECKS: dict[str, dict[str, tuple[About, Check]]] = {
     "register": {"linearizable": ("each key, blind to headers", lambda e: check_linearizable(e.told))},
     "set": {"set": ("no element lost, late or from nowhere", lambda e: check_set(e.calls))},
     "append": {"append": ("order of lists, cycles of transactions", lambda e: check_append(e.calls))},
     "counter": {"counters": ("nothing lost, nothing twice, never back", lambda e: check_counter(e.calls))},
     "queue": {"queue": ("each element once, in order, none lost", lambda e: check_queue(e.calls))},
+    "lock": {
+        "fenced": ("with fencing no append is lost", lambda e: check_fenced(e.calls)),
+        "bare": (lambda e: lost_bare(e.calls), lambda e: check_bare(e.calls)),
+        "exclusion": ("one believes to hold a lock", lambda e: check_exclusion(e.calls)),
+    },
     "lease": {"leases": ("never early, never back, keys go together", lambda e: check_lease(e.calls, e.truth))},
     "watch": {"watches": ("nine properties of each watch", lambda e: check_watch(e.lines, e.calls, e.truth))},
     "reads": {"refusals": ("compacted and future only what is", lambda e: check_reads(e.calls))},
@@ -95,7 +102,8 @@ def judge(
     if truth := evidence.truth:
         about = f"headers against {truth.last} revisions"
         verdicts.append(judged("revisions", lambda: check_revisions(evidence.told, truth), about))
-    for name, (about, check) in CHECKS[workload].items():
+    for name, (said, check) in CHECKS[workload].items():
+        about = said if isinstance(said, str) else said(evidence)
         verdicts.append(judged(name, partial(check, evidence), about))
     return verdicts
 

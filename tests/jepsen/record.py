@@ -48,6 +48,7 @@ class Call:
     member: str = ""
     error: str = ""
     saw: list[Any] | None = None  # [value, create_revision, mod_revision, version] of the key, before the operation
+    lost: bool = False  # of an unlock: its holder knows better than to believe that it had it all the time
     wrote: dict[str, str | None] | None = None  # all that the revision consists of; None for a deleted key
 
     @property
@@ -71,6 +72,7 @@ def calls(lines: list[dict[str, Any]]) -> list[Call]:
             continue
         if line["type"] == "invoke":
             call = Call(process, line["f"], line["key"], line["value"], line["time_ns"], member=line.get("member", ""))
+            call.lost = line.get("lost", False)
             call.value = call.asked
             pending[process] = call
             found.append(call)
@@ -119,8 +121,8 @@ def history(found: list[Call]) -> History:
         elif call.f == "delete":
             operation.saw = {key: _state(call.saw)} if call.ok else {}
             operation.wrote = {key: None} if call.saw is not None or not call.ok else {}
-        elif call.f == "keepalive":
-            operation.stale = True  # whoever passes it on to the leader puts its own revision into the header
+        elif call.f in ("keepalive", "unlock"):
+            operation.stale = True  # whoever passes a keep-alive on puts its own revision into the header
         elif call.f in ("stale", "at"):
             operation.stale = True  # true of a revision, whichever
             operation.revision = call.asked if call.f == "at" else call.revision

@@ -1,4 +1,4 @@
-"""The oracles of counters, queues, leases, watches, refusals and votes, on histories made by hand, good and bad."""
+"""The oracles of counters, queues, locks, leases, watches, refusals and votes, on hand-made histories, good and bad."""
 
 from typing import Any
 
@@ -10,6 +10,7 @@ from raft.types import HardState
 from tests.e2e.checkers import Truth
 from tests.jepsen.checkers.counter import check_counter
 from tests.jepsen.checkers.lease import SECOND, check_lease
+from tests.jepsen.checkers.lock import check_bare, check_exclusion, check_fenced, lost_bare
 from tests.jepsen.checkers.queue import check_queue
 from tests.jepsen.checkers.reads import check_reads
 from tests.jepsen.checkers.votes import Voter, check_votes
@@ -256,3 +257,63 @@ LED = [fact(2, "became candidate"), fact(2, "became leader")]
 )
 def test_votes(voters: list[Voter], why: str) -> None:
     judged(check_votes(voters), why)
+
+
+# Locks
+
+
+def locked(begin: int, end: int, process: int, until: int = 0, lost: bool = False) -> list[Call]:
+    lock = call("lock", "a", None, begin - 1, begin, "ok", ["key", until])
+    unlock = call("unlock", "a", None, end, end + 1)
+    lock.process = unlock.process = process
+    unlock.lost = lost
+    return [lock, unlock]
+
+
+@pytest.mark.parametrize(
+    ("found", "why"),
+    [
+        ([*locked(1, 3, 0), *locked(4, 6, 1)], ""),
+        ([*locked(1, 9, 0, until=3), *locked(4, 6, 1)], ""),  # its lease was over
+        ([*locked(1, 9, 0, lost=True), *locked(4, 6, 1)], ""),
+        ([*locked(1, 5, 0), *locked(4, 6, 1)], "held until 5"),
+        ([*locked(1, 9, 0, until=5), *locked(4, 6, 1)], "held until 5"),
+        ([*locked(1, 9, 0), *locked(2, 3, 1), *locked(4, 6, 2)], "from 4 on"),
+        ([], "nobody"),
+    ],
+)
+def test_exclusion(found: list[Call], why: str) -> None:
+    judged(check_exclusion(found), why)
+
+
+def append(element: int, result: list[int], kind: str = "ok") -> Call:
+    return call("fenced", "l", element, 0, 1, kind, result)
+
+
+def last(elements: list[int]) -> Call:
+    return call("read", "l", None, 9, 10, "ok", elements)
+
+
+@pytest.mark.parametrize(
+    ("found", "why"),
+    [
+        ([append(1, [1]), append(2, [1, 2]), last([1, 2])], ""),
+        ([append(1, [1]), append(2, [1, 2], "info"), append(3, [1, 3], "fail"), last([1, 2])], ""),
+        ([append(1, [1]), append(2, [2]), last([2])], "no beginning"),  # overwritten
+        ([append(1, [1], "fail"), last([1])], "has failed"),
+        ([append(1, [1]), last([1, 1])], "2 times"),
+        ([append(1, [1]), last([1, 7])], "nobody has appended [7]"),
+        ([append(1, [1])], "never read"),
+    ],
+)
+def test_fenced(found: list[Call], why: str) -> None:
+    judged(check_fenced(found), why)
+
+
+def test_bare_is_counted() -> None:
+    found = [append(1, [1]), append(2, [2]), append(3, [3], "info"), last([2])]
+    for one in found[:-1]:
+        one.f = "bare"
+    assert lost_bare(found).startswith("unsafe by design: 1 of 2 ")
+    judged(check_bare(found), "")
+    judged(check_bare([*found[:-1], last([2, 9])]), "nobody has appended [9]")

@@ -6,6 +6,7 @@ from tests.jepsen.workloads.append import Append
 from tests.jepsen.workloads.base import Workload
 from tests.jepsen.workloads.counter import Counter
 from tests.jepsen.workloads.lease import Lease
+from tests.jepsen.workloads.lock import Lock
 from tests.jepsen.workloads.queue import Queue
 from tests.jepsen.workloads.reads import Reads
 from tests.jepsen.workloads.register import Register
@@ -19,6 +20,7 @@ WORKLOADS: dict[str, Callable[[], Workload]] = {
     "counter": Counter,
     "queue": Queue,
     "reads": Reads,
+    "lock": Lock,
     "lease": Lease,
     "watch": Watch,
 }
