@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +22,8 @@ class HarnessFailedError(Exception):
 
 def run(out: Path, seconds: float, **flags: object) -> dict[str, Any]:
     """The run's report; flags as the command's, without dashes. What it says is in `out`/verdicts.txt."""
-    out.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
     command = [sys.executable, "-m", "tests.jepsen", f"--time={seconds:.0f}", f"--out={out}"]
     command += [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
     with (out / "verdicts.txt").open("w") as said:

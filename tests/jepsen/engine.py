@@ -21,6 +21,7 @@ from tests.jepsen.guard import ROOT, Guarded
 
 BASE, IMAGE = "python:3.11-slim", "kvstore:jepsen"
 STATE = ROOT / "build" / "docker"
+WHEELS = ROOT / "build" / "wheels"
 START_SECONDS = 60.0
 BUILD_SECONDS = 600.0
 MADE_HERE = "kvstore.base"  # a label of the base image that deploy/base.sh makes
@@ -137,11 +138,11 @@ class Engine:
         return done.stdout
 
     def build(self) -> None:
-        """The image of this code. Wheels come from build/wheels when our own engine builds: it reaches no index."""
+        """The image of this code, from the wheels of `make wheels` where they are: our own engine reaches no index."""
         local = self.docker("images", "-q", "--filter", f"label={MADE_HERE}", BASE).strip() != ""
         if self.own and not local:
             raise EngineError("no base image: make docker-base")
-        options = ["--build-arg", "PIP_NO_INDEX=1"] if self.own else []
+        options = ["--build-arg", "PIP_NO_INDEX=1"] if self.own or WHEELS.is_dir() else []
         self.docker("build", "-q", "-f", "deploy/Dockerfile", "-t", IMAGE, *options, ".", seconds=BUILD_SECONDS)
 
 

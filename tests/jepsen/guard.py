@@ -75,8 +75,10 @@ def containers(prefix: str = "") -> dict[str, str]:
     return dict(line.split() for line in lines)
 
 
-def networks(prefix: str) -> list[str]:
-    return _docker("network", "ls", "-q", "--filter", f"label={LABEL}={prefix}")
+def networks(prefix: str = "") -> list[str]:
+    """Names, which are prefixes."""
+    label = f"{LABEL}={prefix}" if prefix else LABEL
+    return _docker("network", "ls", "--filter", f"label={label}", "--format", "{{.Name}}")
 
 
 def _docker(*arguments: str) -> list[str]:
@@ -165,7 +167,9 @@ def clean(prefix: str) -> None:
 def sweep() -> list[str]:
     """Remove what harnesses have left whose guard was killed as well. Returns the prefixes."""
     names = [path.name for path in (*NAMESPACES.glob("kj*"), *CGROUPS.glob("kj*"), *CGROUPS.glob("*/kj*"))]
-    found = {match[1]: int(match[2]) for name in [*names, *containers().values()] if (match := NAME.match(name))}
+    found = {
+        match[1]: int(match[2]) for name in [*names, *containers().values(), *networks()] if (match := NAME.match(name))
+    }
     dead = [prefix for prefix, pid in found.items() if not Path(f"/proc/{pid}").exists()]
     for prefix in dead:
         clean(prefix)
