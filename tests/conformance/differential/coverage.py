@@ -22,7 +22,7 @@ ERRORS: Final = {
     "authentication failed, invalid user ID or password": "",
     "permission not given": "",
     "invalid auth management": "",
-    "revision of auth store is old": "a change of auth between check and apply of one call: a race",
+    "revision of auth store is old": "etcd before 3.6 has another text for it: see above",
     "wrong downgrade target version format": "",
     "invalid downgrade target version": "",
     "mvcc: required revision has been compacted": "",

@@ -61,7 +61,10 @@ def _hash_at_compact_revision(seen: Seen) -> bool:
     return isinstance(message, pb.HashKVRequest) and message.revision == seen.compact_revision
 
 
-REFUSED_BY_AUTH: Final = ("permission denied", "user name is empty", "invalid auth token")
+REFUSED_BY_AUTH: Final = (
+    *("permission denied", "user name is empty", "invalid auth token"),
+    "revision of auth store is old",
+)
 ASKS_NOBODY: Final = {"Status", "Alarm", "LeaseTimeToLive", "LeaseLeases"}
 
 
@@ -179,6 +182,15 @@ KNOWN: Final = {
         fits=lambda seen: (
             seen.etcd in {f"UNKNOWN: auth: {text}" for text in REFUSED_BY_AUTH}
             and seen.ours.endswith(f"etcdserver: {seen.etcd.removeprefix('UNKNOWN: auth: ')}")
+        ),
+    ),
+    "old revision": Known(
+        "a token (JWT) of an older auth revision, where keys are asked for",
+        "Unknown, with the text of its auth store",
+        "that of the API, as etcd 3.6",
+        fits=lambda seen: (
+            seen.etcd == "UNKNOWN: auth: revision in header is old"
+            and seen.ours.endswith(": etcdserver: revision of auth store is old")
         ),
     ),
     "auth first": Known(

@@ -20,6 +20,8 @@ JUDGES = {"3.5.1": BIN / "etcd", "3.4.23": Path("/usr/bin/etcd")}
 
 FLAGS = ["--bcrypt-cost=4"]  # of all members: what a password costs is half of a run's time otherwise
 
+SECRET = b"a secret that is long enough for an HMAC with SHA-256"
+
 
 def judge_is_here(version: str) -> bool:
     program = JUDGES[version]
@@ -30,14 +32,18 @@ def judge_is_here(version: str) -> bool:
 
 
 @contextlib.contextmanager
-def running_pair(folder: Path, members: int, judge: str = "3.5.1") -> Iterator[Pair]:
+def running_pair(folder: Path, members: int, judge: str = "3.5.1", *, jwt: bool = False) -> Iterator[Pair]:
     """Of three members of ours a follower is asked: what it says has gone through the leader's log."""
     (folder / "etcd").mkdir()
-    etcd = EtcdCluster(folder / "etcd", size=1, program=JUDGES[judge], flags=FLAGS)
+    flags = FLAGS
+    if jwt:
+        (folder / "secret").write_bytes(SECRET)
+        flags = [*flags, f"--auth-token=jwt,priv-key={folder / 'secret'},sign-method=HS256,ttl=10m"]
+    etcd = EtcdCluster(folder / "etcd", size=1, program=JUDGES[judge], flags=flags)
     with contextlib.ExitStack() as stack:
         stack.callback(etcd.stop)
         etcd.start()
-        ours = stack.enter_context(Cluster(members, folder / "ours", flags=FLAGS))
+        ours = stack.enter_context(Cluster(members, folder / "ours", flags=flags))
         leader = ours.wait_leader()
         asked = next((member for member in ours.members if member is not leader), leader)
         etcd_url = etcd.client_urls[0]
