@@ -117,6 +117,7 @@ class Node:
             READ_RETRY_HEARTBEATS * config.core.heartbeat_ticks, ceil(READ_RETRY_SECONDS / config.tick_seconds)
         )
         self._ticks = 0  # ticks so far
+        self.late_heartbeats = 0  # of a leader: more than twice as late as they should be
         self._ticked_ns = 0  # the clock at the last of them
         self._fast_forward = config.initial_election_tick_advance
         self._seen: tuple[Role, Term, NodeId] = (Role.FOLLOWER, 0, NO_NODE)  # what on_change was told last
@@ -380,6 +381,7 @@ class Node:
     def _tick(self, raw: RawNode, passed: int) -> None:
         """One tick, also for a stall of many."""
         self._ticks += 1
+        self.late_heartbeats += passed > 2 * self._config.core.heartbeat_ticks and raw.role is Role.LEADER
         raw.tick(passed)
         if self._fast_forward:
             self._fast_forward = not advance_election(raw, self._config.core, self._transport.connected())

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 from prometheus_client.metrics_core import CounterMetricFamily, Metric
 
 from kvstore.errors import Code
-from kvstore.gateway.families import counter, untyped
+from kvstore.gateway.families import counter, short_counter
 
 if TYPE_CHECKING:
     from kvstore.rpc.counts import Counts, Served
@@ -22,14 +22,20 @@ CODE_NAMES: Final = {code: "".join(part.capitalize() for part in code.name.split
 def rpc_metrics(counts: "Counts") -> Iterable[Metric]:
     served = counts.served()
     yield from _of_methods(served)
-    yield from _of_changes(
+    yield from _of_answers(
         {one.path.rpartition("/")[2]: one for one in served if one.path.startswith("/etcdserverpb.")}
     )
     requests = CounterMetricFamily(
         "etcd_server_client_requests_total", "The total number of client requests per client version.", labels=CLIENT
     )
-    requests.add_metric(("unary", "unknown"), sum(one.started for one in served if one.kind == "unary"))
-    requests.add_metric(("stream", "unknown"), sum(one.started for one in served if one.kind != "unary"))
+    versions = counts.versions()
+    # Those of the gateway have none.
+    for kind in ("unary", "stream"):
+        begun = sum(one.started for one in served if (one.kind == "unary") is (kind == "unary"))
+        told = sum(calls for key, calls in versions.items() if key[0] == kind)
+        versions[kind, "unknown"] += max(0, begun - told)
+    for key, calls in sorted(versions.items()):
+        requests.add_metric(key, calls)
     yield requests
     for name, text, value in (
         ("received", "The total number of bytes received from grpc clients.", counts.received_bytes()),
@@ -64,29 +70,15 @@ def _of_methods(served: "list[Served]") -> Iterable[Metric]:
     yield from (started, handled, received, sent)
 
 
-def _of_changes(methods: "dict[str, Served]") -> Iterable[Metric]:
-    """What etcd counts where it applies it, here of the requests that this member has answered."""
+def _of_answers(methods: "dict[str, Served]") -> Iterable[Metric]:
+    """What etcd counts wherever it reads, or as the leader; here of the requests that this member has answered."""
 
     def good(method: str) -> int:
         return methods[method].codes[Code.OK] if method in methods else 0
 
-    for name, method, text in (
-        ("put", "Put", "Total number of puts seen by this member."),
-        ("delete", "DeleteRange", "Total number of deletes seen by this member."),
-        ("range", "Range", "Total number of ranges seen by this member."),
-        ("txn", "Txn", "Total number of txns seen by this member."),
-    ):
-        yield counter(f"etcd_mvcc_{name}_total", text, good(method))
-    yield counter("etcd_debugging_mvcc_range_total", "Total number of ranges seen by this member.", good("Range"))
-    yield counter("etcd_debugging_lease_granted_total", "The total number of granted leases.", good("LeaseGrant"))
-    yield counter("etcd_debugging_lease_revoked_total", "The total number of revoked leases.", good("LeaseRevoke"))
-    kept = methods.get("LeaseKeepAlive")
-    yield counter(
-        "etcd_debugging_lease_renewed_total",
-        "The number of renewed leases seen by the leader.",
-        kept.sent if kept else 0,
-    )
-    yield untyped(
+    for prefix in ("etcd", "etcd_debugging"):
+        yield counter(f"{prefix}_mvcc_range_total", "Total number of ranges seen by this member.", good("Range"))
+    yield short_counter(
         "etcd_server_learner_promote_successes",
         "The total number of successful learner promotions while this member is leader.",
         good("MemberPromote"),

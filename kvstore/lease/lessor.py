@@ -35,6 +35,7 @@ from math import ceil
 from typing import Final, final
 
 from kvstore.errors import LEADER_CHANGED, KvError
+from kvstore.measure import Histogram
 from kvstore.mvcc.leases import LeaseChange, LeaseRow
 
 SLOT_SECONDS: Final = 0.25
@@ -88,6 +89,8 @@ class Lessor:
         self._checkpoints = checkpoints
         self._leases: dict[int, Lease] = {}
         self.term = 0  # of our leadership; 0: another one leads
+        self.ttls = Histogram(1, 24)  # of the leases that were granted, and how many were revoked and renewed
+        self.revoked = self.renewed = 0
         self._clear(0.0)
 
     def _clear(self, now: float) -> None:
@@ -120,10 +123,12 @@ class Lessor:
         """What was applied, in order."""
         for id_, row, granted in changes:
             if row is None:
+                self.revoked += 1
                 self._leases.pop(id_, None)
                 for outcome in self._revoking.pop(id_, ()):
                     outcome(UNKNOWN)
             elif granted:
+                self.ttls.observe(row.ttl)
                 lease = self._leases[id_] = Lease(id_, row)
                 lease.expiry = now + row.ttl
                 if self.term:
@@ -175,6 +180,7 @@ class Lessor:
         if lease.remaining:
             return CHECKPOINTED
         lease.expiry = now + lease.ttl
+        self.renewed += 1
         return lease.ttl
 
     def when_revoked(self, id_: int, outcome: Outcome) -> None:

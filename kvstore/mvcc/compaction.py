@@ -42,7 +42,7 @@ class Compactor:
 
     def __init__(self, store: MvccStore) -> None:
         self._store = store
-        self._running = False
+        self.running = False
         self.removed = 0  # rows, since the start
         self.reload()
         store.on_swap.append(self.reload)
@@ -58,18 +58,18 @@ class Compactor:
 
     @property
     def pending(self) -> bool:
-        return not self._running and self._done < self._store.compact_revision
+        return not self.running and self._done < self._store.compact_revision
 
     async def run(self) -> None:
         """Until everything hidden is removed, compactions that come meanwhile included."""
-        assert not self._running, "one run at a time"
-        self._running = True
+        assert not self.running, "one run at a time"
+        self.running = True
         try:
             while self._done < self._store.compact_revision:
                 with suppress(_Swapped):
                     await self._run_to(self._store.compact_revision)
         finally:
-            self._running = False
+            self.running = False
 
     async def _run_to(self, target: int) -> None:
         """Walk the events of (done, target]; their keys are the ones with something to remove."""

@@ -36,6 +36,7 @@ from kvstore.mvcc.engine import (
 )
 from kvstore.mvcc.live import load_live
 from kvstore.mvcc.slices import BIG_WRITE_REST, BIG_WRITE_SLICE_NS, MONOTONIC, SLICE_NS, Budget, Clock
+from kvstore.mvcc.totals import Totals
 
 __all__ = [
     "EngineReader",
@@ -280,6 +281,7 @@ class MvccStore(EngineReader):
         # Called, in this order, when another state has taken the place of this one (`swap`): whoever keeps
         # something that was read from the store reads it again. Must not raise.
         self.on_swap: list[Callable[[], None]] = []
+        self.totals = Totals()
         self._counts: KeyCounts | None = None
         self._counting: KeyCounts | None = None  # those of a walk under way
         self._load()

@@ -92,6 +92,7 @@ class WatchHub:
         self._recent_first = self.revision + 1  # where it begins
         self._recent_bytes = 0
         self._recent_events = 0
+        self.sent_events = 0  # to all watchers
         self._deliveries = 0
         store.on_swap.append(self.reload)
 
@@ -148,28 +149,31 @@ class WatchHub:
             stream.flush()
 
     def _fan_out_group(self, group: Group, batch: list[RevisionEvents], touched: "dict[WatchStream, None]") -> None:
-        shared: dict[int, list[bytes]] = {}
+        shared: dict[int, tuple[list[bytes], int]] = {}
         first = batch[0].revision
         for watcher in list(group.watchers):
             if watcher.next_revision > first:
                 rest = [item for item in batch if item.revision >= watcher.next_revision]
-                responses = self._responses(wire.encode_revisions(rest, watcher.variant), watcher.variant)
+                responses, count = self._responses(wire.encode_revisions(rest, watcher.variant), watcher.variant)
             elif watcher.variant in shared:
-                responses = shared[watcher.variant]
+                responses, count = shared[watcher.variant]
             else:
                 encoded = wire.encode_revisions(batch, watcher.variant)
-                responses = shared[watcher.variant] = self._responses(encoded, watcher.variant)
+                responses, count = shared[watcher.variant] = self._responses(encoded, watcher.variant)
             if not responses:
                 continue  # filtered: nothing is owed
             if watcher.stream.is_over_budget or self._deliveries >= self.limits.deliveries_max:
                 self._cut(watcher, max(first, watcher.next_revision))
                 continue
             self._deliveries += len(responses)
+            self.sent_events += count
             touched[watcher.stream] = None
             watcher.stream.queue(watcher, responses)
 
-    def _responses(self, encoded: list[wire.Encoded], variant: int) -> list[bytes]:
-        return wire.event_responses(encoded, variant, self.limits.response_bytes_max, self.header)
+    def _responses(self, encoded: list[wire.Encoded], variant: int) -> tuple[list[bytes], int]:
+        """... and how many events they hold."""
+        responses = wire.event_responses(encoded, variant, self.limits.response_bytes_max, self.header)
+        return responses, sum([len(events) for _, events in encoded])
 
     def _remember(self, item: RevisionEvents) -> None:
         if item.stored:
@@ -268,7 +272,9 @@ class WatchHub:
             if watcher.removed:
                 return
         if found:
-            watcher.stream.queue(watcher, self._responses(found, watcher.variant))
+            responses, count = self._responses(found, watcher.variant)
+            self.sent_events += count
+            watcher.stream.queue(watcher, responses)
             watcher.stream.flush()
         watcher.next_revision = high + 1
         if high == self.revision:

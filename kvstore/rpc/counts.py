@@ -62,6 +62,7 @@ class Counts:
         self._all: list[MethodCounts] = []
         self.received_bytes: Callable[[], int] = lambda: 0  # from clients, and to them
         self.sent_bytes: Callable[[], int] = lambda: 0
+        self.versions: Callable[[], Counter[tuple[str, str]]] = Counter  # calls by type and version of the client's API
 
     def new(self, path: str, kind: str = "unary", open_: Callable[[], int] | None = None) -> MethodCounts:
         counts = MethodCounts(path, kind, open_)

@@ -18,6 +18,7 @@ import structlog
 from google.protobuf.message import DecodeError
 
 from kvstore.errors import CORRUPT, MALFORMED, KvError
+from kvstore.measure import HASHES_BY_REVISION
 from kvstore.mvcc.hash import damaged_key, hash_kv
 from kvstore.mvcc.store import StoreDamaged
 from kvstore.pb.rpc_pb2 import AlarmType, HashKVRequest, HashKVResponse
@@ -70,7 +71,8 @@ class Corruption:
                 if key is not None:
                     log.error("the store contradicts itself", key_bytes=len(key), revision=view.current_revision)
                     raise CORRUPT.fresh()
-                value, compact, at = await hash_kv(view, revision)
+                with HASHES_BY_REVISION.time():
+                    value, compact, at = await hash_kv(view, revision)
                 return HashKVResponse(
                     header=self._server.header_message(view.current_revision),
                     hash=value,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final, final
 import structlog
 
 from kvstore.errors import TOO_MANY_REQUESTS
+from kvstore.measure import DEFRAGMENTS
 
 if TYPE_CHECKING:
     from kvstore.server.server import KvServer
@@ -40,7 +41,8 @@ class Defragmenter:
         self._waiting += 1
         try:
             async with self._one:
-                await self._run()
+                with DEFRAGMENTS.time():
+                    await self._run()
         finally:
             self._waiting -= 1
 

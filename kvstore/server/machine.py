@@ -10,10 +10,12 @@ It also runs the store's own compaction: what a Compact request has hidden is re
 """
 
 import asyncio
+import time
 from typing import Final, Protocol, final
 
 import structlog
 
+from kvstore.measure import APPLIES, COMPACTIONS
 from kvstore.mvcc.compaction import Compactor
 from kvstore.mvcc.leases import LeaseSweeper
 from kvstore.mvcc.store import MvccStore
@@ -47,6 +49,7 @@ class Housekeeper:
         self._entries = 0  # applied since the last flush began
         self._bytes = 0
         self._due = asyncio.Event()
+        self.compacted_at = 0.0  # seconds since 1970, for /metrics; 0: not since the start
         self._hidden = asyncio.Event()  # rows that no read can reach wait to be removed
         self.visible()
 
@@ -81,7 +84,9 @@ class Housekeeper:
             await self._hidden.wait()
             self._hidden.clear()
             if self._compactor.pending:
-                await self._compactor.run()
+                with COMPACTIONS.time():
+                    await self._compactor.run()
+                self.compacted_at = time.time()
             if self._sweeper.pending:
                 await self._sweeper.run()
 
@@ -100,7 +105,8 @@ class Machine(StateMachine):
         return self._applier.applied_index
 
     async def apply(self, entries: list[Entry]) -> None:
-        await self._applier.apply(list(entries))
+        with APPLIES.time():
+            await self._applier.apply(list(entries))
         self._housekeeper.applied(entries)
         self._snapshots.applied(self._applier.applied_index)
 

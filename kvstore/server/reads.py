@@ -19,6 +19,7 @@ from kvstore.failpoints import fail_async
 from raft.errors import Stopped
 from raft.types import Index
 
+SLOW_SECONDS: Final = 0.5  # of a round: after so long etcd asks again
 WAITING_MAX: Final = 20_000  # callers; a list of reads is one caller
 
 Done = Callable[[KvError | None], None]
@@ -42,6 +43,7 @@ class ReadBarrier:
         self._wakeup: Future[None] | None = None
         self._stopped = False
         self.failed = 0  # callers that waited in vain
+        self.slow = 0  # rounds
 
     def add(self, done: Done, now: float) -> None:
         """`done(None)` once a read may be served, or `done(error)`; later, and exactly once."""
@@ -62,10 +64,12 @@ class ReadBarrier:
                     self._wakeup = get_running_loop().create_future()
                     await self._wakeup
                 self._asked, self._waiting = self._waiting, deque()
+                began = get_running_loop().time()
                 await fail_async("readBeforeRound")
                 index = await self._node.read_index()
                 await self._node.wait_applied(index)
                 await fail_async("readAfterRound")
+                self.slow += get_running_loop().time() - began >= SLOW_SECONDS
                 confirmed, self._asked = self._asked, deque()
                 for _, done in confirmed:
                     done(None)

@@ -114,6 +114,7 @@ class KvServer:
         self.cluster_id = member.identity.cluster_id
         self.identity = member.identity
         self.store = member.store
+        self.log = member.storage
         self.cluster = member.cluster
         self.hub = WatchHub(member.store, _watch_limits(config), self.header)
         self.wall_clock = wall_clock  # nanoseconds since 1970
@@ -135,7 +136,7 @@ class KvServer:
 
         self._batcher = self._make_batcher()
         self.compactor = Compactor(member.store)
-        self._housekeeper = Housekeeper(member.store, self.compactor, config.snapshot_count)
+        self.housekeeper = Housekeeper(member.store, self.compactor, config.snapshot_count)
         self.snapshots = Snapshots(member.store, member.folders, self.cluster_id)
         self.snapshot_files = SnapshotFiles(member.store, member.cluster, member.folders.path)
         self.node = Node(
@@ -149,7 +150,7 @@ class KvServer:
             loaded=member.loaded,
         )
         self._listen()
-        self._barrier = ReadBarrier(self.node, config.request_timeout, self._timeout_error)
+        self.reads = ReadBarrier(self.node, config.request_timeout, self._timeout_error)
         self._role = Role.FOLLOWER
         self._term = member.loaded.hard_state.term
         self._leader_id = NO_NODE
@@ -178,7 +179,7 @@ class KvServer:
     def _make_machine(self) -> Machine:
         told = (self.leases.changed, self.auth.changed)
         applier = Applier(self.store, self.member_id, self.identity.boot, self, read_configuration, *told)
-        return Machine(applier, self._housekeeper, self.snapshots)
+        return Machine(applier, self.housekeeper, self.snapshots)
 
     def _listen(self) -> None:
         """Whoever tells us something, tells it from now on."""
@@ -230,10 +231,6 @@ class KvServer:
     def failed_requests(self) -> int:
         return self._batcher.failed
 
-    @property
-    def failed_reads(self) -> int:
-        return self._barrier.failed
-
     def header(self, revision: int) -> bytes:
         """An answer's field 1, ready to be followed by its body."""
         cached_revision, cached_term, encoded = self._header
@@ -273,7 +270,7 @@ class KvServer:
 
     def when_linearizable(self, done: Callable[[KvError | None], None]) -> None:
         """`done(None)` once the local state holds everything that was acknowledged before this call."""
-        self._barrier.add(done, self.now())
+        self.reads.add(done, self.now())
 
     async def linearizable(self) -> None:
         """The same for a task. Raises KvError."""
@@ -309,11 +306,11 @@ class KvServer:
         self._spawn(self._watch_node())
         self._spawn(self.leases.run_keep_alives())
         self._spawn(self.leases.run_time())
-        self._spawn(self._barrier.run())
+        self._spawn(self.reads.run())
         self._spawn(self.peers.run())
         self._spawn(self.versions.run())
-        self._spawn(self._housekeeper.run(self.node))
-        self._spawn(self._housekeeper.run_compaction())
+        self._spawn(self.housekeeper.run(self.node))
+        self._spawn(self.housekeeper.run_compaction())
         compacts = auto_compaction.policy(self.config, self.now())
         if compacts is not None:
             self._spawn(auto_compaction.run(self, compacts))
@@ -333,7 +330,7 @@ class KvServer:
     async def stop(self) -> None:
         """Answer those who wait, end the node, make the state durable. The caller closes the store."""
         self._batcher.stop()
-        self._barrier.stop()
+        self.reads.stop()
         self.leases.stop()
         await self.auth.stop()
         if self._beat is not None:
@@ -375,7 +372,7 @@ class KvServer:
     def _on_beat(self) -> None:
         now = self.now()
         self._batcher.expire(now)
-        self._barrier.expire(now)
+        self.reads.expire(now)
         self.peers.expire(now)
         connected = self.transport.connected()
         if connected != self._connected:
@@ -383,6 +380,7 @@ class KvServer:
                 log.info("peer connected", peer=self.peers.name_of(peer))
             for peer in sorted(self._connected - connected):
                 log.warning("peer disconnected", peer=self.peers.name_of(peer))
+                self.peers.traffic.disconnects[peer] += 1
             self._connected = connected
             self.peers.note_connected(connected, now)
         self._beat = asyncio.get_running_loop().call_later(SLOT_SECONDS, self._on_beat)
@@ -437,7 +435,7 @@ class KvServer:
 
     def applied(self, index: int, term: int) -> None:
         self._batcher.applied(term)
-        self._housekeeper.visible()
+        self.housekeeper.visible()
         self.quota.applied()
 
     def _swapped(self) -> None:

@@ -232,6 +232,7 @@ class Snapshots:
         self._folders = folders
         self._cluster_id = cluster_id
         self._loop = asyncio.get_running_loop()
+        self.installing = False
         self._taken = 0  # numbers the checkpoints of this process
         self._writer: FolderWriter | None = None
         self._removals: set[asyncio.Task[None]] = set()
@@ -280,6 +281,7 @@ class Snapshots:
         if index <= store.applied_index:
             await in_thread(writer.discard)  # S-26: what was acknowledged here is newer
             return
+        self.installing = True
         before = folders.current
         # So that the old database has nothing in memory that its end would have to write.
         await store.flush()
@@ -287,6 +289,7 @@ class Snapshots:
         await in_thread(lambda: folders.swing(index))
         applied = store.applied_index
         store.swap(other).on_unused(lambda close: self._unused(close, before))
+        self.installing = False  # an error ends the process
         log.info("installed a snapshot", index=index, before=applied, revision=store.current_revision)
 
     def _unused(self, close: Callable[[], None], folder: Path) -> None:

@@ -19,6 +19,7 @@ class PeerTraffic:
         """transport: one that tells; of one that does not, all stays zero."""
         self.sent_bytes: Counter[int] = Counter()  # by peer
         self.received_bytes: Counter[int] = Counter()
+        self.disconnects: Counter[int] = Counter()
         self.round_trips: dict[int, Histogram] = {}
         self._asked: dict[int, float] = {}  # when a heartbeat was sent that is not answered yet
         transport.on_sent = self._sent

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
 from kvstore.errors import NO_LEADER
+from kvstore.measure import HASHES, HASHES_BY_REVISION
 from kvstore.mvcc.hash import hash_kv
 from kvstore.pb.rpc_pb2 import (
     AlarmRequest,
@@ -63,14 +64,16 @@ class MaintenanceService(MaintenanceServicer):
 
     async def HashKV(self, request: HashKVRequest, context: Any) -> HashKVResponse:
         with self._server.store.view() as view:
-            value, compact_revision, revision = await hash_kv(view, request.revision)
+            with HASHES_BY_REVISION.time():
+                value, compact_revision, revision = await hash_kv(view, request.revision)
             header = self._server.header_message(view.current_revision)
         return HashKVResponse(header=header, hash=value, compact_revision=compact_revision, hash_revision=revision)
 
     async def Hash(self, request: HashRequest, context: Any) -> HashResponse:
         """etcd hashes its file; what can be compared between members here is the keys."""
         with self._server.store.view() as view:
-            value, _, _ = await hash_kv(view, 0)
+            with HASHES.time():
+                value, _, _ = await hash_kv(view, 0)
             header = self._server.header_message(view.current_revision)
         return HashResponse(header=header, hash=value)
 

@@ -24,6 +24,7 @@ import structlog
 
 from kvstore.bbolt.writer import HEAD_BYTES, BboltWriter
 from kvstore.errors import TOO_MANY_REQUESTS, Code, KvError
+from kvstore.measure import SNAPSHOT_FILES
 from kvstore.mvcc import schema as rows
 from kvstore.mvcc.encoding import event_key, event_kv, field, is_delete
 from kvstore.mvcc.leases import read_leases
@@ -194,7 +195,8 @@ class SnapshotFiles:
             spooled = SpooledFile(self._folder)
             try:
                 async with self._making:
-                    await self._make(spooled)
+                    with SNAPSHOT_FILES.time():
+                        await self._make(spooled)
                 yield spooled
             finally:
                 await in_thread(spooled.close)  # gives the blocks of the whole file back

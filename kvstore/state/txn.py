@@ -90,6 +90,7 @@ def put(group: WriteGroup, request: PutRequest, answer: bool) -> bytes:
 
 async def delete_range(group: WriteGroup, request: DeleteRangeRequest, answer: bool) -> bytes:
     prevs: list[bytes] | None = [] if answer and request.prev_kv else None
+    group.deletes += 1
     if request.range_end:
         low, high = schema.range_bounds(request.key, request.range_end)
         deleted = await group.delete_range(low, high, prevs)
@@ -240,6 +241,7 @@ async def txn(group: WriteGroup, request: TxnRequest, answer: bool) -> AppliedRe
     refused = refuse_txn(group, request, path)
     if refused is not None:
         return refused
+    group.txns += 1
     body = await _run(group, group, request, iter(path), answer)
     return AppliedResult(group.latest_revision, body)
 
@@ -267,6 +269,7 @@ def txn_small(group: WriteGroup, request: TxnRequest, answer: bool) -> AppliedRe
         if other[0].HasField("request_txn"):
             return None
         check_op(other[0], None)
+    group.txns += 1
     body = b"\x10\x01" if succeeded else b""
     if wants is None:
         return AppliedResult(group.current_revision, body)

@@ -29,6 +29,8 @@ class Loaded:
 class LogStorage(LogReader):
     """A LogReader that can be written. Implementations share tests/raft/test_storage.py."""
 
+    written_bytes = 0  # of records, since it was opened; only of a log on a disk
+
     @abstractmethod
     def load(self) -> Loaded:
         """Open, repair a torn tail and return what is stored. Called once, before all else.

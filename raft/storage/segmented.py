@@ -216,6 +216,7 @@ class SegmentedStorage(LogStorage):
         fail("walBeforeWrite")
         if buffers:
             segment.file.pwritev(buffers, segment.end)
+            self.written_bytes += end - segment.end
             segment.end = end
         if must_sync and self._batch < end:
             fail("walBeforeSync")

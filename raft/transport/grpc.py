@@ -20,7 +20,7 @@ hidden back-off of gRPC outlives a partition.
 import asyncio
 import errno
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Final, TypeAlias
 from urllib.parse import urlsplit
@@ -164,6 +164,7 @@ class GrpcTransport(Transport):
         self._links: dict[NodeId, _Link] = {}
         self._inbound: dict[NodeId, object] = {}  # the newest stream from each peer; older ones are not heard
         self._connected: frozenset[NodeId] = frozenset()
+        self.unsent: Counter[NodeId] = Counter()  # messages that found no stream, or a full queue
 
     async def start(self, receive: Receive, receive_snapshot: SnapshotReceiver | None = None) -> None:
         """Raises OSError when an address cannot be had."""
@@ -243,6 +244,7 @@ class GrpcTransport(Transport):
         for node_id, urls in self._peers.items():
             if node_id not in self._links:
                 self._links[node_id] = _Link(self, node_id, urls)
+                self.unsent.setdefault(node_id, 0)
         self.note_connected()
 
     def note_connected(self) -> None:
@@ -325,6 +327,7 @@ class _Link:
 
     def send(self, messages: list[Message]) -> None:
         if not self.up:
+            self._transport.unsent[self._node_id] += len(messages)
             return
         was_empty = not self._queue
         for message in messages:
@@ -332,6 +335,8 @@ class _Link:
             if self._queue_bytes + size <= self._transport.queue_bytes_max and size < FRAME_BYTES_MAX:
                 self._queue.append(message)
                 self._queue_bytes += size
+            else:
+                self._transport.unsent[self._node_id] += 1
         if was_empty and self._call is not None and not is_armed("peerBeforeWrite"):
             # To wake the task for it would cost two turns of the loop, one of them behind the node's own fsync.
             while self._queue and self._call.is_writable:
@@ -472,6 +477,7 @@ class _Link:
                 logger.info("%x has a stream to %x", self._transport.identity.node_id, self._node_id)
                 self._trouble = ""
         if not up:
+            self._transport.unsent[self._node_id] += len(self._queue)
             self._queue.clear()
             self._queue_bytes = 0
 

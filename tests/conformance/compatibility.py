@@ -26,6 +26,7 @@ from tests.conformance.compatibility_words import (
     DIFFERENT_RPCS,
     ENDPOINTS,
     MISSING_METRICS,
+    RARE_METRICS,
 )
 from tests.conformance.etcd import BIN, EtcdCluster
 from tests.e2e.cluster import Cluster
@@ -117,19 +118,22 @@ def _get(url: str) -> int:
 
 
 def metrics(etcd: str, ours: str) -> Iterator[Row]:
-    theirs, here = _metric_names(etcd), _metric_names(ours)
-    for name in theirs:
+    theirs, here = _metric_types(etcd), _metric_types(ours)
+    rare = dict.fromkeys(RARE_METRICS, "")
+    for name, kind in sorted((rare | theirs).items()):
         words = DIFFERENT_METRICS.get(name, "")
         if name in here:
+            if kind and kind != here[name]:
+                words = "; ".join(filter(None, (f"{here[name]}, not {kind}", words)))
             yield Row(name, "differs" if words else "same", words)
         else:
             words = next((words for pattern, words in MISSING_METRICS.items() if re.fullmatch(pattern, name)), "")
             yield Row(name, "absent", words)
 
 
-def _metric_names(url: str) -> list[str]:
+def _metric_types(url: str) -> dict[str, str]:
     with urllib.request.urlopen(f"{url}/metrics", timeout=10) as answer:
-        return sorted(re.findall(r"^# TYPE (\S+)", answer.read().decode(), re.MULTILINE))
+        return dict(re.findall(r"^# TYPE (\S+) (\S+)", answer.read().decode(), re.MULTILINE))
 
 
 def document() -> str:

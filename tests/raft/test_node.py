@@ -376,9 +376,12 @@ async def test_a_short_stall_does_not_depose_a_leader() -> None:
         leader = await cluster.leader()
         cluster.clocks[leader.node.status().node_id].now += 9 * 20_000_000
         leader.node.wake()
+        assert leader.node.late_heartbeats == 0
         await turns()
+        assert [member.node.late_heartbeats for member in cluster.members.values()].count(1) == 1
         await cluster.tick(count=20)
         assert cluster.leaders() == [leader.node.status().node_id]
+        assert leader.node.late_heartbeats == 1
 
 
 async def test_a_single_member_survives_any_stall() -> None:

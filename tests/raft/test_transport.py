@@ -62,6 +62,8 @@ async def test_a_restarted_peer_is_found_again(world: World) -> None:
     await world.stop(2)
     await until(lambda: world.transports[1].connected() == frozenset())
     world.transports[1].send([beat(2, 1, 1)])  # lost, and that is all
+    if isinstance(world.transports[1], GrpcTransport):
+        assert world.transports[1].unsent[2] == 1
     world.received[2].clear()
     await world.start(2)
     world.introduce()

@@ -419,6 +419,7 @@ class StreamMethod(Method):
         self._gate = gate
 
     def open(self, session: "ServerSession", stream_id: int, request: Request) -> ServerStream:
+        session.streams_begun += 1
         refused = self._gate.refusal()
         if refused is not None:
             self.counts.started += 1

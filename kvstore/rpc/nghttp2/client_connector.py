@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 BACKOFF_FACTOR: Final = 1.6  # gRPC's connection back-off
 BACKOFF_JITTER: Final = 0.2
+TLS_END_SECONDS: Final = 1.0  # gRPC's servers answer no close_notify, and HTTP/2 has said goodbye before it
 USER_AGENT: Final = b"grpc-python-kvstore/1"
 
 State = grpc.ChannelConnectivity
@@ -200,7 +201,14 @@ class Connector:
             return made[-1]
 
         try:
-            _, session = await self.loop.create_connection(make, host, port, ssl=context, server_hostname=name)
+            _, session = await self.loop.create_connection(
+                make,
+                host,
+                port,
+                ssl=context,
+                server_hostname=name,
+                ssl_shutdown_timeout=None if tls is None else TLS_END_SECONDS,
+            )
         except BaseException:
             # uvloop closes the transport of an attempt that is given up, and never tells the protocol.
             for session in made:

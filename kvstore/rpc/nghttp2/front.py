@@ -24,6 +24,7 @@ class Nghttp2Server(RpcServer):
         self.counts = Counts()
         self.counts.received_bytes = lambda: self._server.flusher.received_bytes
         self.counts.sent_bytes = lambda: self._server.flusher.sent_bytes
+        self.counts.versions = self._server.versions
         self.local = LocalMethods(self.counts)
 
     def add_calls(self, method: str, handler: CallHandler) -> None:

@@ -37,9 +37,11 @@ class HandlerMethod(Method):
         self.handler = handler
         self.bytes_max = bytes_max
         self.path = path
+        self.is_stream = handler.request_streaming or handler.response_streaming
         self.behaviour = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
 
     def open(self, session: "ServerSession", stream_id: int, request: Request) -> ServerStream:
+        session.streams_begun += self.is_stream
         return HandlerStream(self, session, stream_id, request)
 
 

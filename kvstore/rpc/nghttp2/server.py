@@ -6,6 +6,7 @@ method, and with one write per connection that has something to say.
 
 import asyncio
 import socket
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Final, NoReturn
@@ -19,11 +20,12 @@ from kvstore.rpc.nghttp2.calls import CallsMethod
 from kvstore.rpc.nghttp2.deadlines import Deadlines
 from kvstore.rpc.nghttp2.handlers import HandlerMethod
 from kvstore.rpc.nghttp2.pages import PageMethod
-from kvstore.rpc.nghttp2.serving import Acceptor, Method, ServerSession
+from kvstore.rpc.nghttp2.serving import UNKNOWN, Acceptor, Method, ServerSession
 from kvstore.rpc.nghttp2.session import Flusher
 from kvstore.rpc.options import ServerOptions
 from kvstore.rpc.tls import RELOAD_SECONDS, LiveTls, ServerTls
 
+VERSIONS_MAX: Final = 100  # of clients, remembered when they have gone: what they say is theirs to choose
 PATHS_MAX: Final = 1_000  # remembered; a client may ask for any number of methods that are none
 BACKLOG: Final = 4096  # connections the kernel holds while the loop is busy
 STOPPED: Final = KvError(Code.UNAVAILABLE, "grpc: the server is stopping")
@@ -59,6 +61,7 @@ class Server:
         self._stopped: asyncio.Future[None] = self.loop.create_future()
         self._idle: asyncio.Future[None] | None = None
         self._is_stopping = False
+        self._versions: Counter[tuple[str, str]] = Counter()  # of sessions that have ended
 
     # grpc.aio.Server
 
@@ -170,8 +173,17 @@ class Server:
         self.acceptors.add(acceptor)
         return True
 
+    def versions(self) -> Counter[tuple[str, str]]:
+        """Calls by type and by the version that clients tell of their API."""
+        found = Counter(self._versions)
+        for session in self.sessions:
+            _add(found, session)
+        return found
+
     def forget(self, session: ServerSession) -> None:
-        self.sessions.pop(session, None)
+        if session in self.sessions:
+            del self.sessions[session]
+            _add(self._versions, session)
         self.idle()
 
     def idle(self) -> None:
@@ -217,3 +229,9 @@ class Server:
 async def _not_found(_: Any, context: Any) -> NoReturn:
     await context.abort(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
     raise AssertionError("abort returned")
+
+
+def _add(versions: Counter[tuple[str, str]], session: ServerSession) -> None:
+    for (kind, version), calls in session.versions():
+        known = (kind, version) in versions or len(versions) < VERSIONS_MAX
+        versions[kind, version if known else UNKNOWN] += calls

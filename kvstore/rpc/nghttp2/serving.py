@@ -9,6 +9,7 @@ our last frame has left, since a reset overtakes what is queued (`linger`).
 """
 
 import asyncio
+import re
 from abc import ABC, abstractmethod
 from functools import cached_property
 from typing import TYPE_CHECKING, Final
@@ -29,11 +30,14 @@ if TYPE_CHECKING:
 RESPONSE: Final = ((b":status", b"200"), (b"content-type", metadata.CONTENT_TYPE))
 OK: Final = ((b"grpc-status", b"0"),)
 LINGER_SECONDS: Final = 20.0  # for a client to read the end of a stream
+API_VERSION: Final = b"client-api-version"  # Go's client tells it with each call
+UNKNOWN: Final = "unknown"
 PING_STRIKES_MAX: Final = 2  # as gRPC's servers
 QUEUE_CHECK_CALLS: Final = 64  # after how many calls a connection's queue is looked at ...
 QUEUE_CHECK_FLUSHES: Final = 8  # ... or flushes, each of which may be of many answers
 NO_TIMEOUT: Final = -1.0
 
+_VERSION: Final = re.compile(r"\d{1,4}(\.\d{1,4}){1,2}[-+.\w]{0,20}", re.ASCII)
 _ENCODINGS: Final = {b"identity": IDENTITY, b"gzip": GZIP, b"deflate": DEFLATE}
 _NO_HTTP1: Final = b"HTTP/1.1 505 HTTP Version Not Supported\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 _TOO_MANY: Final = KvError(Code.UNAVAILABLE, "grpc: too many calls at once on this server")
@@ -104,6 +108,7 @@ class ServerSession(Session):
         self._method: Method
         self._head: Request
         self._calls = 0
+        self.streams_begun = 0  # of the calls
         self._flushes = 0
         self._strikes = 0
         self._pinged = 0.0
@@ -302,6 +307,15 @@ class ServerSession(Session):
         except engine.NGH2Error:
             return
         self.touch()
+
+    def versions(self) -> list[tuple[tuple[str, str], int]]:
+        """Calls so far, by type and by what the last one told of the version of its client's API."""
+        if not self._calls:
+            return []
+        told = self._head.found.get(API_VERSION, b"").decode("latin-1")
+        version = told if _VERSION.fullmatch(told) else UNKNOWN
+        streams = self.streams_begun
+        return [(("unary", version), self._calls - streams), (("stream", version), streams)]
 
     def lost(self, reason: str) -> None:
         self.server.forget(self)

@@ -250,3 +250,75 @@ async def test_metrics_of_the_network_and_the_disk(live: Live) -> None:
         assert found[f'{name}_bucket{{le="0.001"}}'] <= found[f'{name}_bucket{{le="+Inf"}}'] == found[f"{name}_count"]
         assert found[f"{name}_sum"] > 0
     assert 0 < found["os_fd_used"] <= found["os_fd_limit"]
+
+
+async def test_metrics_of_what_was_applied(live: Live) -> None:
+    """On every member, whoever was asked."""
+    leader, follower = await live.leader(), await live.follower()
+    apps = [app_of(leader), app_of(follower)]
+    before = [metrics_of((await ask(app, "/metrics")).body.decode()) for app in apps]
+    watching = follower.stub_watch.Watch()
+    await watching.write(pb.WatchRequest(create_request=pb.WatchCreateRequest(key=b"k", range_end=b"l")))
+    assert (await watching.read()).created
+
+    put = pb.PutRequest(key=b"k", value=b"v" * 1000)
+    nested = pb.RequestOp(request_txn=pb.TxnRequest(success=[pb.RequestOp(request_delete_range={"key": b"x"})]))  # type: ignore[arg-type]
+    calls = [
+        leader.kv.Put(put),
+        follower.kv.Put(pb.PutRequest(key=b"k2", prev_kv=True)),
+        leader.kv.Txn(pb.TxnRequest(success=[pb.RequestOp(request_put=put)])),
+        leader.kv.Txn(pb.TxnRequest(success=[pb.RequestOp(request_put=put), nested])),
+        leader.kv.DeleteRange(pb.DeleteRangeRequest(key=b"k", range_end=b"l")),
+        leader.kv.DeleteRange(pb.DeleteRangeRequest(key=b"nothing")),
+    ]
+    for call in calls:
+        await call
+    lease = leader.stub_lease
+    for number in (1, 2):
+        await lease.LeaseGrant(pb.LeaseGrantRequest(ID=number, TTL=100))
+    for key in (b"a", b"b"):
+        await leader.kv.Put(pb.PutRequest(key=key, lease=1))
+    await lease.LeaseRevoke(pb.LeaseRevokeRequest(ID=1))
+    alive = lease.LeaseKeepAlive()
+    await alive.write(pb.LeaseKeepAliveRequest(ID=2))
+    assert (await alive.read()).TTL == 100
+    alive.cancel()
+    await leader.kv.Compact(pb.CompactionRequest(revision=leader.server.store.current_revision, physical=True))
+    compactors = [member.server.compactor for member in live.running]
+    await until(lambda: all(one.removed and not one.running for one in compactors), "all have done it")
+    for member in (leader, follower):
+        await member.maintenance.Hash(pb.HashRequest())
+        await member.maintenance.HashKV(pb.HashKVRequest())
+        await member.maintenance.Defragment(pb.DefragmentRequest())
+        assert [blob async for blob in member.maintenance.Snapshot(pb.SnapshotRequest())]
+
+    for app, earlier in zip(apps, before, strict=True):
+        text = (await ask(app, "/metrics")).body.decode()
+        found = metrics_of(text)
+        grown = {name: value - earlier[name] for name, value in found.items() if name in earlier}
+        debugging = "etcd_debugging"
+        assert (grown["etcd_mvcc_put_total"], grown["etcd_mvcc_txn_total"]) == (6, 2)
+        assert grown["etcd_mvcc_delete_total"] == 3 + 2, "requests and operations, and keys of the lease"
+        assert 3000 < grown[f"{debugging}_mvcc_total_put_size_in_bytes"] < 5000
+        assert grown["etcd_disk_wal_write_bytes_total"] > 3000
+        assert grown[f"{debugging}_lease_granted_total"] == 2
+        assert grown[f"{debugging}_lease_revoked_total"] == 1
+        assert grown[f'{debugging}_lease_ttl_total_bucket{{le="64"}}'] == 0
+        assert grown[f'{debugging}_lease_ttl_total_bucket{{le="128"}}'] == 2
+        assert f'{debugging}_lease_ttl_total_bucket{{le="8.388608e+06"}}' in found, "as Go writes it"
+        assert grown[f"{debugging}_mvcc_db_compaction_keys_total"] > 0
+        assert found[f"{debugging}_mvcc_db_compaction_last"] > 1.7e9
+        for name in (
+            *("etcd_mvcc_hash", "etcd_mvcc_hash_rev", "etcd_disk_backend_defrag", "etcd_disk_backend_snapshot"),
+            f"{debugging}_mvcc_db_compaction_total",
+        ):
+            unit, wanted = ("milliseconds", 3) if "compaction" in name else ("seconds", 2)
+            assert grown[f"{name}_duration_{unit}_count"] == wanted, "of all members: they share this process"
+        applies = 'op="Batch",success="true",version="v3"'
+        assert grown[f"etcd_server_apply_duration_seconds_count{{{applies}}}"] > 0
+        assert found["etcd_server_snapshot_apply_in_progress_total"] == 0
+        assert found["promhttp_metric_handler_requests_in_flight"] == 1
+        assert "# TYPE etcd_server_health_success counter\n" in text
+    assert found[f"{debugging}_mvcc_events_total"] == 6, "to its watcher: 4 puts, 2 deletions"
+    assert grown[f"{debugging}_lease_renewed_total"] == 0, "the leader renews"
+    watching.cancel()

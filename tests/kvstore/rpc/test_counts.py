@@ -146,3 +146,44 @@ async def test_generated_code(served: Any) -> None:
     snapshot = rpc_pb2_grpc.MaintenanceStub(served.channel).Snapshot(pb.SnapshotRequest())
     assert len([one async for one in snapshot]) == 3
     await until(served, SNAPSHOT, ("server_stream", 1, 1, 3, {"OK": 1}))
+
+
+async def test_versions_of_clients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Told by connection, with the type of the call; what is no version, or one too many, is unknown."""
+    monkeypatch.setattr("kvstore.rpc.nghttp2.server.VERSIONS_MAX", 5)
+    served = Served("nghttp2")
+    [url] = await served.server.start(["http://127.0.0.1:0"])
+
+    async def client(version: str, puts: int, watches: int) -> None:
+        metadata = [("client-api-version", version)] if version else []
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        async with grpc.aio.insecure_channel(url.removeprefix("http://"), options=options) as channel:
+            for _ in range(puts):
+                await channel.unary_unary(PUT)(b"x", metadata=metadata)
+            for _ in range(watches):
+                watch = channel.stream_stream(WATCH)(metadata=metadata)
+                await watch.write(b"a")
+                await watch.read()
+            if version == "3.5":
+                snapshot = rpc_pb2_grpc.MaintenanceStub(channel).Snapshot(pb.SnapshotRequest(), metadata=metadata)
+                assert len([one async for one in snapshot]) == 3
+            assert served.server.counts.versions()["unary", version if version == "3.5" else "unknown"] >= puts
+
+    await client("3.5", 3, 2)
+    await client("3.5", 1, 0)
+    await client("", 2, 1)
+    await client('3.5"} 1', 1, 0)
+    assert dict(served.server.counts.versions()) == {
+        ("unary", "3.5"): 4,
+        ("stream", "3.5"): 4,
+        ("unary", "unknown"): 3,
+        ("stream", "unknown"): 1,
+    }
+    for number in range(5):
+        version = f"3.6.{number}"
+        async with grpc.aio.insecure_channel(url.removeprefix("http://")) as channel:
+            await channel.unary_unary(PUT)(b"x", metadata=[("client-api-version", version)])
+    found = served.server.counts.versions()
+    assert found.total() == 4 + 4 + 3 + 1 + 5
+    assert len({version for _, version in found}) == 3, "one more fits"
+    await served.server.stop(0)

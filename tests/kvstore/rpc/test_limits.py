@@ -10,6 +10,7 @@ import ngh2
 import pytest
 
 from tests.kvstore.rpc.ends import SECONDS, Ends, error_of, soon, until
+from tests.kvstore.rpc.pairs import NGHTTP2
 from tests.kvstore.rpc.raw import (
     CHAT,
     END_HEADERS,
@@ -54,7 +55,16 @@ async def test_streams_above_the_limit_wait_in_a_polite_client(ends: Ends) -> No
     assert front.batches == []
     for chat in chats:
         chat.cancel()
-    assert await soon(asyncio.gather(*waiting)) == [b"%d" % number for number in range(20)]
+    wanted = [b"%d" % number for number in range(20)]
+    answers = await soon(asyncio.gather(*waiting, return_exceptions=True))
+    begun = [asked for batch in front.batches for asked in batch]
+    if ends.pair.server == NGHTTP2:
+        assert answers == wanted
+    # grpcio's server counts a call until its handler is forgotten, which no client can see, so it refuses some of those
+    # who come at once when another one has ended. Those are not begun.
+    for answer, asked in zip(answers, wanted, strict=True):
+        assert answer == asked or answer.code() is grpc.StatusCode.UNAVAILABLE
+        assert begun.count(asked) == (answer == asked)
 
 
 async def test_connections_of_a_server(raw: Raw) -> None:

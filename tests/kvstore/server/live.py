@@ -106,6 +106,10 @@ class LiveMember:
         return rpc_pb2_grpc.MaintenanceStub(self._channel)
 
     @property
+    def stub_lease(self) -> Any:
+        return rpc_pb2_grpc.LeaseStub(self._channel)
+
+    @property
     def stub_watch(self) -> Any:
         return rpc_pb2_grpc.WatchStub(self._channel)
 

@@ -2,6 +2,8 @@
 
 import asyncio
 
+import pytest
+
 from kvstore import errors
 from kvstore.errors import KvError
 from kvstore.server import reads
@@ -127,3 +129,15 @@ async def test_a_stopped_node_answers_everybody() -> None:
     world.ask("c")
     assert world.answers == dict.fromkeys("abc", errors.STOPPED)
     assert world.task.done()
+
+
+async def test_slow_rounds_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+    for expected, seconds in ((0, 3600.0), (1, 0.0), (2, 0.0)):
+        monkeypatch.setattr(reads, "SLOW_SECONDS", seconds)
+        world.ask(f"{expected}")
+        await world.settle()
+        world.node.rounds[-1].set_result(0)
+        await world.settle()
+        assert world.barrier.slow == expected
+    await world.close()

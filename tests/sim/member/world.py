@@ -474,7 +474,7 @@ class _LogHandler(logging.Handler):
 def _waiting(member: Member) -> int:
     server = member.server
     assert server is not None
-    return server._batcher.waiting + len(server._barrier._asked) + len(server._barrier._waiting)
+    return server._batcher.waiting + len(server.reads._asked) + len(server.reads._waiting)
 
 
 def _parts(data: bytes) -> list[Any]:
