@@ -5,7 +5,7 @@ One JSON object a line in, one out: {"ok": true, ...} or {"ok": false, "error": 
     {"do": "failpoints"}                                       all points, with what is armed and how often passed
     {"do": "set", "name": "walBeforeSync", "actions": "error"}
     {"do": "clear", "name": "walBeforeSync"}                   without a name: all
-    {"do": "status"}                                           raft state, revisions, queues
+    {"do": "status"}                                           raft state, revisions, queues, clocks
     {"do": "lag"}                                              the loop's worst stall since the last question, ms
     {"do": "tasks"}                                            what every asyncio task waits for
 
@@ -18,6 +18,7 @@ import asyncio
 import json
 import socket
 import stat
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, fields, is_dataclass
@@ -137,6 +138,7 @@ class AdminSocket:
             "compact_revision": member.store.compact_revision,
             "connected": [f"{peer:x}" for peer in sorted(member.transport.connected())],
             "waiting_requests": member.waiting_requests,
+            "clock": {"wall_ns": time.time_ns(), "monotonic_ns": time.monotonic_ns()},
         }
 
     def _report_lag(self, _: Request) -> dict[str, Any]:

@@ -23,7 +23,10 @@ USER = 10001  # the image's
 
 class Containers(Network):
     backend = "docker"
-    lacks: ClassVar[dict[str, str]] = {"disk image": "a mount of the harness is not one of the engine's"}
+    lacks: ClassVar[dict[str, str]] = {
+        "disk image": "a mount of the harness is not one of the engine's",
+        "libfaketime": "it is not in the image",
+    }
 
     def __init__(self, names: list[str]) -> None:
         super().__init__(names)

@@ -6,13 +6,16 @@
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
+import time
 import uuid
 from pathlib import Path
 
 from tests.jepsen import network, packets
 from tests.jepsen.disk import Disk
 from tests.jepsen.engine import lacking
+from tests.jepsen.faults.clocks import LIBRARY
 
 SECONDS_MAX = 10.0
 
@@ -58,11 +61,26 @@ def _disk_image() -> str:
     return ""
 
 
+def _faked_clock() -> str:
+    if LIBRARY is None:
+        return "not installed (Debian: libfaketime)"
+    moved = subprocess.run(
+        [sys.executable, "-c", "import time; print(time.time())"],
+        env={**os.environ, "LD_PRELOAD": str(LIBRARY), "FAKETIME": "+1000000"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    shown = float(moved.stdout or 0) - time.time()
+    return "" if shown > 900_000 else f"a clock that is set ahead shows {shown:.0f} s more"
+
+
 def probe() -> dict[str, str]:
     """By capability: "" or why not. Needs some 200 ms; leaves nothing behind."""
     found = {"docker engine": lacking()}
     found["strace inject"] = _run("strace -qq -o /dev/null -e inject=fsync:retval=0 true")
     found["disk image"] = _disk_image() if os.geteuid() == 0 else "not root"
+    found["libfaketime"] = _faked_clock()
     rest = ("ip netns", "bridge", "veth", "iptables DROP", "iptables REJECT", "random loss", "packet queue")
     if os.geteuid() != 0:
         return found | dict.fromkeys(rest, "not root")

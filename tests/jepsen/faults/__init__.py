@@ -4,6 +4,7 @@ Whether this machine can do a fault is the probe's answer to `needs`. docs/JEPSE
 """
 
 from tests.jepsen.faults.base import Fault, System, Told
+from tests.jepsen.faults.clocks import CLOCKS
 from tests.jepsen.faults.disks import DISKS
 from tests.jepsen.faults.links import LINKS
 from tests.jepsen.faults.members import MEMBERS
@@ -12,4 +13,4 @@ from tests.jepsen.faults.processes import PROCESSES
 
 __all__ = ["FAULTS", "Fault", "System", "Told"]
 
-FAULTS: dict[str, type[Fault]] = {**PARTITIONS, **LINKS, **PROCESSES, **DISKS, **MEMBERS}
+FAULTS: dict[str, type[Fault]] = {**PARTITIONS, **LINKS, **PROCESSES, **DISKS, **CLOCKS, **MEMBERS}

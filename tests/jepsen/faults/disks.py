@@ -22,6 +22,7 @@ UNSYNCED_SECONDS = 0.5  # to catch a member between a write and its sync
 
 class OnDisk(Fault):
     needs: tuple[str, ...] = ("disk image",)
+    layer = "process"
     how_many = "one"
 
     def choose(self) -> str:
@@ -216,6 +217,9 @@ class SyncError(OnDisk):
 class BitFlip(Fault):
     """Bits of a minority's logs flip while it is down, where all was synced. It must not start, until they are back."""
 
+    layer = "process"
+    leaves_majority = True
+
     def begin(self) -> str:
         self.victims = self.pick("minority")
         self.flipped: list[tuple[Path, int, bytes]] = []
@@ -262,7 +266,11 @@ class BitFlip(Fault):
 
 
 def on(how_many: str, base: type[OnDisk]) -> type[OnDisk]:
-    return type(f"{base.__name__}_{how_many}", (base,), {"how_many": how_many})
+    return type(
+        f"{base.__name__}_{how_many}",
+        (base,),
+        {"how_many": how_many, "leaves_majority": how_many not in {"majority", "all"}},
+    )
 
 
 DISKS: dict[str, type[Fault]] = {

@@ -94,6 +94,7 @@ class Changes:
 class Removed(Fault):
     """One is removed, and later joins as somebody new: as a voter at once, or as a learner that is promoted."""
 
+    leaves_majority = True
     who = "one"
     learner = False
 
@@ -151,14 +152,17 @@ class Wiped(Removed):
 class LeaderTransfer(Repeated):
     """Leadership is handed to another member, over and over."""
 
+    layer = "upkeep"
+    leaves_majority = True
+
     def prepare(self) -> str:
         self.moved = 0
         return "to all in turn"
 
     def again(self) -> None:
         leader = self.system.cluster.leader()
-        other = self.rng.choice([one for one in self.system.cluster.running if one is not leader])
-        status = other.status()
+        other = self.rng.choice([one for one in self.system.cluster.members if one is not leader])
+        status = other.status(timeout=0.5)
         if leader is not None and status is not None:
             request = rpc_pb2.MoveLeaderRequest(targetID=status.header.member_id)
             with contextlib.suppress(grpc.RpcError):
@@ -178,6 +182,8 @@ class LeaderTransfer(Repeated):
 class Upkeep(Repeated):
     """Compaction at the newest revision, defragmentation, snapshots for a backup: of members at random."""
 
+    layer = "upkeep"
+    leaves_majority = True
     what: tuple[str, ...] = ("compact", "defrag", "snapshot")
 
     def prepare(self) -> str:
@@ -185,7 +191,7 @@ class Upkeep(Repeated):
         return " ".join(self.what)
 
     def again(self) -> None:
-        member = self.rng.choice(self.system.cluster.running)
+        member = self.rng.choice(self.system.cluster.members)
         what = self.rng.choice(self.what)
         with contextlib.suppress(grpc.RpcError):
             getattr(self, f"_{what}")(member)
@@ -222,6 +228,7 @@ class Upkeep(Repeated):
 class Lagging(Partition):
     """One is cut off until what it lacks is no longer in the log, so that it needs a snapshot."""
 
+    layer = ""
     shape = staticmethod(isolate)
 
     def begin(self) -> str:
