@@ -50,6 +50,7 @@ MARKS: Final = {
     "keep_alive_too_late": "a keep-alive came after the end",
     "stale_revoke": "a lessor that did not lead any more wanted to revoke",
     "renewed_while_revoking": "a keep-alive came while the leader's revoke of the lease was under way",
+    "auth_changed": "a user or a role was changed",
     "txn_failed": "a comparison failed",
 }
 

@@ -71,6 +71,7 @@ class Options:
     compactions: float  # per second; 0: none
     leases: bool
     changes: float  # of membership, per second; 0: none
+    administered: bool  # somebody changes users and roles
     safety: int  # how long faults go on
 
     def stream(self, concern: str) -> SimRng:
@@ -134,6 +135,7 @@ def draw(seed: int, seconds: float) -> Options:
         compactions=rng.choice([0.0, 0.2, 1.0, 3.0]),
         leases=rng.chance(0.6),
         changes=rng.choice([0.0, 0.0, 0.3]),
+        administered=SimRng(seed, "member administered").chance(0.4),
         safety=int(seconds * SECOND),
     )
 

@@ -34,6 +34,7 @@ from tests.e2e.history import History, Outcome
 from tests.e2e.watches import WatchLog, check_watch_logs
 from tests.kvstore.state.support import live_bytes, state_hash
 from tests.sim.member import checks
+from tests.sim.member.admins import Administrator, check_users
 from tests.sim.member.changes import Operator, ask_members
 from tests.sim.member.clients import Asked, Client, compact_now_and_then
 from tests.sim.member.leases import Holder, LeaseLog, check_leases
@@ -77,6 +78,7 @@ class World:
         self.watches: list[WatchLog] = []
         self.leases: list[LeaseLog] = []
         self.applied_at: dict[int, int] = {}  # index -> when anybody first applied it
+        self.users_added: set[str] = set()  # acknowledged
         self.gone_at: dict[int, int] = {}  # lease -> when it was first gone anywhere
         self.pending: dict[str, Asked] = {}
         self.log: dict[int, Entry] = {}  # applied by anybody
@@ -284,6 +286,8 @@ class World:
         tasks += [asyncio.ensure_future(watcher.run()) for watcher in self._watchers]
         if self.options.changes:
             tasks.append(asyncio.ensure_future(self._operator.run()))
+        if self.options.administered:
+            tasks.append(asyncio.ensure_future(Administrator(self).run()))
         if self.options.leases:
             tasks += [asyncio.ensure_future(Holder(self, number).run()) for number in range(1, 4)]
         if self.options.compactions:
@@ -438,6 +442,7 @@ class World:
         complaints = checks.check_requests(operations, truth)
         complaints += checks.check_reads(operations, truth)
         complaints += checks.check_order(operations, truth)
+        complaints += check_users(self)
         complaints += check_watch_logs(self.watches, truth, self.compacted)
         self.history.operations = [
             one for one in operations if not (one.kind == "bad" or (one.outcome is Outcome.UNKNOWN and not one.wrote))
