@@ -7,7 +7,7 @@ from typing import Any
 
 import grpc
 
-from tests.e2e.agreement import check_log, check_members
+from tests.e2e.agreement import check_log, check_members, check_tables
 from tests.e2e.checkers import Truth, Undecided, check_linearizable, check_revisions
 from tests.e2e.cluster import Cluster
 from tests.e2e.history import History
@@ -98,6 +98,8 @@ def judge(
     if cluster is not None:
         about = "equal histories, HashKV and applied indexes; no revision missing"
         verdicts.append(judged("members", lambda: members(cluster), about))
+        about = "equal members, leases, alarms, users and roles"
+        verdicts.append(judged("tables", lambda: check_tables(cluster), about))
         verdicts.append(judged("logs", lambda: _logs(cluster), "no line above warning"))
     if truth := evidence.truth:
         about = f"headers against {truth.last} revisions"

@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from raft.storage.dump import read_log
+from tests.e2e.agreement import fill_tables
 from tests.e2e.cluster import Cluster, Member, clean_environment
 from tests.jepsen.backends import BACKENDS, capabilities
 from tests.jepsen.breaking import FAULT_SECONDS, Breaking, NotHealedError
+from tests.jepsen.checkers.resources import Use, check_resources, most, uses
 from tests.jepsen.checkers.votes import Voter, check_votes
 from tests.jepsen.disk import Disk
 from tests.jepsen.faults import FAULTS, Fault, System, Told
@@ -182,6 +184,7 @@ class Run:
             change(system, self.options)
             with system:
                 system.cluster.wait_leader()
+                before = self._prepare(system) if ours else {}
                 started = time.monotonic_ns()
                 observer = Observer(system.cluster)
                 try:
@@ -189,7 +192,7 @@ class Run:
                     started = time.monotonic_ns()
                     with observer:
                         self._work(system, able)
-                    self._judge(system)
+                    self._judge(system, before)
                     if trace_of(system.cluster.members[0]).exists():
                         system.cluster.stop()
                         self._add(judged("votes", lambda: votes(system), "one leader a term, one vote, remembered"))
@@ -278,7 +281,12 @@ class Run:
         except NotHealedError as error:
             raise HarnessError(str(error)) from error
 
-    def _judge(self, system: System) -> None:
+    def _prepare(self, system: System) -> dict[str, Use]:
+        """Tables that are not empty; what members hold before anybody else comes."""
+        fill_tables(system.cluster.members[0])
+        return uses(system.cluster)
+
+    def _judge(self, system: System, before: dict[str, Use]) -> None:
         options = self.options
         for member in system.cluster.members:
             member.wait_ready()
@@ -286,6 +294,9 @@ class Run:
         cluster = system.cluster if options.server == "kvstore" else None  # what etcd holds is not asked
         for verdict in judge(options.workload, self.calls, self.lines, cluster, enough):
             self._add(verdict)
+        if before:
+            now = uses(system.cluster)
+            self._add(judged("resources", lambda: check_resources(before, system.cluster), f"now {most(now)}"))
 
     def _report(self, found: dict[str, str], started: int, spans: list[Span]) -> None:
         def since(one: Told | Span) -> dict[str, Any]:

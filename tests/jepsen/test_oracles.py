@@ -13,6 +13,7 @@ from tests.jepsen.checkers.lease import SECOND, check_lease
 from tests.jepsen.checkers.lock import check_bare, check_exclusion, check_fenced, lost_bare
 from tests.jepsen.checkers.queue import check_queue
 from tests.jepsen.checkers.reads import check_reads
+from tests.jepsen.checkers.resources import Use, compare
 from tests.jepsen.checkers.votes import Voter, check_votes
 from tests.jepsen.checkers.watch import check_watch, request_of, response_of
 from tests.jepsen.record import NEVER, Call
@@ -317,3 +318,15 @@ def test_bare_is_counted() -> None:
     assert lost_bare(found).startswith("unsafe by design: 1 of 2 ")
     judged(check_bare(found), "")
     judged(check_bare([*found[:-1], last([2, 9])]), "nobody has appended [9]")
+
+
+# What members hold
+
+
+@pytest.mark.parametrize(
+    ("tasks", "sockets", "memory", "why"),
+    [(44, 14, 100 << 20, ""), (45, 10, 0, "45 tasks"), (40, 15, 0, "15 sockets"), (40, 10, 1 << 30, "1024 MiB")],
+)
+def test_resources(tasks: int, sockets: int, memory: int, why: str) -> None:
+    before = {"m1": Use(40, 8, 70 << 20), "m2": Use(30, 10, 70 << 20)}
+    judged(compare(before, before | {"m3": Use(tasks, sockets, memory)}), why)

@@ -8,9 +8,13 @@ import json
 import random
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import grpc.aio
+
+from kvstore.client.errors import ClientError
 from tests.e2e.history import Endpoint
 from tests.jepsen.record import Writer
 from tests.jepsen.workloads import WORKLOADS
@@ -41,7 +45,8 @@ async def run(spec: dict[str, Any]) -> int:
         deadline = time.monotonic() + FINAL_SECONDS
         done = False
         while not done and time.monotonic() < deadline:
-            done = await workload.final(clients[0])
+            with suppress(grpc.aio.AioRpcError, ClientError):
+                done = await workload.final(clients[0])
         _, late = await asyncio.wait(others, timeout=FINAL_SECONDS) if others else ((), ())
         for client in clients:
             await client.close()

@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import io
 import shutil
+import subprocess
 import time
 import tomllib
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tests.jepsen.judge import FAIL, UNDECIDED, Verdict
+from tests.jepsen.network import NetworkError
 from tests.jepsen.run import HarnessError, Options, Run
 from tests.sim.mutants.mutant import FOLDER as SIMULATOR
 from tests.sim.mutants.mutant import Edit, Mutant, load, mutated
@@ -92,7 +94,7 @@ def _run(options: Options, path: Path) -> list[Verdict]:
     with _said_to(path):
         try:
             run.run()
-        except HarnessError as error:
+        except (HarnessError, NetworkError, subprocess.TimeoutExpired) as error:
             return [Verdict("harness", UNDECIDED, [str(error)])]
     return [verdict for verdict in run.verdicts if verdict.result != "pass"]
 
