@@ -11,7 +11,7 @@ from pathlib import Path
 from tests.jepsen.backends import AUTO, BACKENDS, choose
 from tests.jepsen.breaking import FAULT_SECONDS
 from tests.jepsen.engine import EngineError
-from tests.jepsen.faults import FAULTS
+from tests.jepsen.faults import FAULTS, NEMESES
 from tests.jepsen.guard import ROOT
 from tests.jepsen.network import NetworkError
 from tests.jepsen.probe import describe, probe
@@ -24,8 +24,8 @@ HARNESS_FAILED, CANNOT = 2, 3
 def nemeses(text: str) -> tuple[str, ...]:
     names = tuple(FAULTS) if text == "all" else tuple(name for name in text.split(",") if name not in {"", "none"})
     for name in names:
-        if name not in FAULTS:
-            raise argparse.ArgumentTypeError(f"no {name}: all, none, or some of {', '.join(FAULTS)}")
+        if name not in NEMESES:
+            raise argparse.ArgumentTypeError(f"no {name}: all, none, or some of {', '.join(NEMESES)}")
     return names
 
 
@@ -40,7 +40,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--backend", choices=[AUTO, *BACKENDS], default=AUTO, help="auto: the first that can run")
     parser.add_argument("--workload", choices=list(WORKLOADS), default="register")
-    parser.add_argument("--nemesis", type=nemeses, default="all", help=f"all, none, or some of {','.join(FAULTS)}")
+    parser.add_argument("--nemesis", type=nemeses, default="all", help=f"all, none, or some of {','.join(NEMESES)}")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--time", type=float, default=60.0, help="seconds under faults")
     parser.add_argument("--members", type=int, default=5)

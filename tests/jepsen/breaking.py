@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tests.jepsen.faults import FAULTS, Fault, System, Told
+from tests.jepsen.faults import NEMESES, Fault, System, Told
 from tests.jepsen.record import Writer
 
 QUIET_SECONDS = (0.5, 2.0)  # between two rounds
@@ -48,7 +48,7 @@ class Breaking:
         begun: list[tuple[Fault, Told]] = []
         for name in names:
             self._pause(APART_SECONDS if begun else None)
-            fault = FAULTS[name](self.system, self.rng)
+            fault = NEMESES[name](self.system, self.rng)
             what = fault.begin()
             told = Told(name, what, time.monotonic_ns(), beside=" ".join(other for other in names if other != name))
             self.writer.line("nemesis", "info", name, "", what)
@@ -65,8 +65,8 @@ class Breaking:
             self.told.append(told)
 
     def _another(self, name: str, able: list[str]) -> list[str]:
-        layer = FAULTS[name].layer
-        others = [one for one in able if layer and FAULTS[one].layer and FAULTS[one].layer != layer]
+        layer = NEMESES[name].layer
+        others = [one for one in able if layer and NEMESES[one].layer and NEMESES[one].layer != layer]
         return [self.rng.choice(others)] if others else []
 
     def _pause(self, bounds: tuple[float, float] | None) -> None:

@@ -26,6 +26,7 @@ class Containers(Network):
     lacks: ClassVar[dict[str, str]] = {
         "disk image": "a mount of the harness is not one of the engine's",
         "libfaketime": "it is not in the image",
+        "older build": "the image is of one build",
     }
 
     def __init__(self, names: list[str]) -> None:

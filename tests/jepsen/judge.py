@@ -19,7 +19,7 @@ from tests.jepsen.checkers.queue import check_queue
 from tests.jepsen.checkers.reads import check_reads
 from tests.jepsen.checkers.set import check_set
 from tests.jepsen.checkers.watch import check_watch
-from tests.jepsen.faults import FAULTS
+from tests.jepsen.faults import NEMESES
 from tests.jepsen.record import Call, history
 from tests.jepsen.report import quantiles
 
@@ -118,7 +118,7 @@ def _logs(cluster: Cluster) -> list[str]:
 
 def judge_availability(faults: list[dict[str, Any]]) -> Verdict:
     """faults: as the report has them. The bound is for any machine; how long it really took is what is told."""
-    found = [one for one in faults if FAULTS[one["name"]].leaves_majority and not one["beside"]]
+    found = [one for one in faults if NEMESES[one["name"]].leaves_majority and not one["beside"]]
     late = [
         f"{one['name']} {one['what']}: no write for {one['unavailable']} s"
         for one in found

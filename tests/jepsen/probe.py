@@ -16,6 +16,7 @@ from tests.jepsen import network, packets
 from tests.jepsen.disk import Disk
 from tests.jepsen.engine import lacking
 from tests.jepsen.faults.clocks import LIBRARY
+from tests.jepsen.faults.versions import older_commit
 
 SECONDS_MAX = 10.0
 
@@ -61,6 +62,14 @@ def _disk_image() -> str:
     return ""
 
 
+def _older_build() -> str:
+    try:
+        older_commit()
+    except OSError as error:
+        return str(error)
+    return ""
+
+
 def _faked_clock() -> str:
     if LIBRARY is None:
         return "not installed (Debian: libfaketime)"
@@ -81,6 +90,7 @@ def probe() -> dict[str, str]:
     found["strace inject"] = _run("strace -qq -o /dev/null -e inject=fsync:retval=0 true")
     found["disk image"] = _disk_image() if os.geteuid() == 0 else "not root"
     found["libfaketime"] = _faked_clock()
+    found["older build"] = _older_build()
     rest = ("ip netns", "bridge", "veth", "iptables DROP", "iptables REJECT", "random loss", "packet queue")
     if os.geteuid() != 0:
         return found | dict.fromkeys(rest, "not root")

@@ -23,7 +23,7 @@ from tests.jepsen.breaking import FAULT_SECONDS, Breaking, NotHealedError
 from tests.jepsen.checkers.resources import Use, check_resources, most, uses
 from tests.jepsen.checkers.votes import Voter, check_votes
 from tests.jepsen.disk import Disk
-from tests.jepsen.faults import FAULTS, Fault, System, Told
+from tests.jepsen.faults import FAULTS, NEMESES, Fault, System, Told
 from tests.jepsen.guard import ROOT
 from tests.jepsen.judge import FAIL, Verdict, judge, judge_availability, judged
 from tests.jepsen.network import Network
@@ -85,12 +85,12 @@ class Options:
 
 def possible(nemeses: tuple[str, ...], found: dict[str, str]) -> tuple[list[str], dict[str, str]]:
     """Which of these faults this machine can do, and why not the others."""
-    reasons = {name: missing(FAULTS[name].needs, found) for name in nemeses}
+    reasons = {name: missing(NEMESES[name].needs, found) for name in nemeses}
     return [name for name in nemeses if not reasons[name]], {name: why for name, why in reasons.items() if why}
 
 
 def needs_disks(names: Iterable[str]) -> bool:
-    return any("disk image" in FAULTS[name].needs for name in names)
+    return any("disk image" in NEMESES[name].needs for name in names)
 
 
 def make_system(network: Network, count: int, path: Path, *, disks: bool = False, ours: bool = True) -> System:
@@ -172,7 +172,9 @@ class Run:
         able, self.skipped = possible(self.options.nemeses, found)
         ours = self.options.server == SERVERS[0]
         if not ours:
-            self.skipped |= {name: "asks our own members" for name in able if not FAULTS[name].layer}
+            self.skipped |= {
+                name: "asks our own members" for name in able if NEMESES[name].ours or not NEMESES[name].layer
+            }
             able = [name for name in able if name not in self.skipped]
         for name, why in self.skipped.items():
             print(f"SKIPPED   {name:<14} {why}")
@@ -207,7 +209,7 @@ class Run:
     def _show_all(self, system: System, able: list[str]) -> None:
         complaints = []
         for name in able:
-            complaints += [f"{name}: {one}" for one in show(FAULTS[name](system, self.rng))]
+            complaints += [f"{name}: {one}" for one in show(NEMESES[name](system, self.rng))]
             system.cluster.wait_leader()
         self._add(judged("faults", lambda: complaints, f"{len(able)} shown to bite and to heal: {' '.join(able)}"))
         if complaints:

@@ -17,10 +17,13 @@ from tests.jepsen import guard
 from tests.jepsen.faults import FAULTS, System
 from tests.jepsen.faults.clocks import CLOCKS
 from tests.jepsen.faults.disks import DISKS
+from tests.jepsen.faults.failpoints import FAILPOINTS
 from tests.jepsen.faults.links import LINKS
 from tests.jepsen.faults.members import MEMBERS
 from tests.jepsen.faults.partitions import PARTITIONS, Partition, isolate, partial, partition, ring
 from tests.jepsen.faults.processes import PROCESSES
+from tests.jepsen.faults.scenarios import SCENARIOS
+from tests.jepsen.faults.versions import VERSIONS
 from tests.jepsen.guard import ROOT
 from tests.jepsen.network import Network
 from tests.jepsen.probe import BACKENDS, missing, probe
@@ -59,8 +62,20 @@ def test_every_process_fault_bites_and_heals(netns: dict[str, str], tmp_path: Pa
     with network_of(3) as network:
         system = make_system(network, 3, tmp_path)
         with system:
-            for name, fault in {**PROCESSES, **MEMBERS, **CLOCKS}.items():
+            for name, fault in {**PROCESSES, **MEMBERS, **CLOCKS, **FAILPOINTS, **VERSIONS}.items():
                 if not missing(fault.needs, netns):
+                    system.cluster.wait_leader()
+                    assert show(fault(system, random.Random(1))) == [], name
+
+
+@pytest.mark.long
+def test_every_scenario_bites_and_heals(netns: dict[str, str], tmp_path: Path) -> None:
+    """But for those that are a fault of another name."""
+    with network_of(COUNT) as network:
+        system = make_system(network, COUNT, tmp_path)
+        with system:
+            for name, fault in SCENARIOS.items():
+                if fault not in FAULTS.values() and not missing(fault.needs, netns):
                     system.cluster.wait_leader()
                     assert show(fault(system, random.Random(1))) == [], name
 

@@ -54,6 +54,7 @@ class Fault:
 
     needs: tuple[str, ...] = ()
     layer = ""  # faults of two layers can be there at once; "": none beside it
+    ours = False  # only our own members can be asked what it asks
     leaves_majority = False  # of members that run and reach each other at full speed
 
     def __init__(self, system: System, rng: random.Random) -> None:

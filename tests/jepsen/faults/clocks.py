@@ -31,6 +31,7 @@ class Clocks(Fault):
     """Its victims are started again with the library in between; at the end without it."""
 
     needs = ("libfaketime",)
+    ours = True
     how_many = "one"
 
     def restart(self, **environment: str) -> None:

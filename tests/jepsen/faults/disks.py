@@ -23,6 +23,7 @@ UNSYNCED_SECONDS = 0.5  # to catch a member between a write and its sync
 class OnDisk(Fault):
     needs: tuple[str, ...] = ("disk image",)
     layer = "process"
+    ours = True
     how_many = "one"
 
     def choose(self) -> str:
@@ -218,6 +219,7 @@ class BitFlip(Fault):
     """Bits of a minority's logs flip while it is down, where all was synced. It must not start, until they are back."""
 
     layer = "process"
+    ours = True
     leaves_majority = True
 
     def begin(self) -> str:

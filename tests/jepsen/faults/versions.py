@@ -1,0 +1,83 @@
+"""Members of two builds: this tree's and an older commit's. A minority, a majority or all are rolled to the older one
+and back, one after the other, each on its data.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+from tests.e2e.cluster import Member
+from tests.jepsen.faults.base import Fault
+from tests.jepsen.guard import ROOT
+
+OLDER = os.environ.get("JEPSEN_OLDER", "HEAD~40")  # a commit
+
+
+def older_commit() -> str:
+    """Its id. Raises OSError where there is none, such as in a shallow clone."""
+    command = ["git", "rev-parse", "--verify", "--quiet", f"{OLDER}^{{commit}}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise OSError(f"no commit {OLDER} here")
+    return done.stdout.strip()
+
+
+def older_build() -> Path:
+    """The directory with its code; made once."""
+    commit = older_commit()
+    path = ROOT / "build" / "jepsen-builds" / commit
+    if not path.exists():
+        part = path.with_suffix(f".{os.getpid()}")
+        part.mkdir(parents=True)
+        archive = subprocess.run(
+            ["git", "archive", commit, "raft", "kvstore"], cwd=ROOT, capture_output=True, check=True
+        )
+        subprocess.run(["tar", "-x", "-C", str(part)], input=archive.stdout, check=True)
+        try:
+            part.rename(path)
+        except OSError:  # another run was quicker
+            shutil.rmtree(part)
+    return path
+
+
+class Rolled(Fault):
+    needs = ("older build",)
+    ours = True
+    leaves_majority = True
+
+    def begin(self) -> str:
+        self.build = older_build()
+        self.victims = self.pick(self.rng.choice(["one", "minority", "majority", "all"]))
+        for member in self.victims:
+            self._restart(member, [*member.wrapper, "env", f"--chdir={self.build}"])
+        return f"{' '.join(member.name for member in self.victims)}: {self.build.name[:7]}"
+
+    def _restart(self, member: Member, wrapper: list[str]) -> None:
+        """As an operator does it: told to stop, and the next only when this one is there again."""
+        member.stop()
+        member.wrapper = wrapper
+        member.start()
+        member.wait_ready()
+
+    def bites(self) -> str:
+        other = [member.name for member in self.victims if _directory(member) != self.build]
+        return f"{other} run {[_directory(member) for member in self.victims]}" if other else ""
+
+    def end(self) -> None:
+        for member in self.victims:
+            self._restart(member, member.wrapper[:-2])
+
+    def healed(self) -> str:
+        old = [member.name for member in self.system.cluster.members if _directory(member) == self.build]
+        return f"{old} are still of the older build" if old else ""
+
+
+def _directory(member: Member) -> Path:
+    """Where it was started: `-m kvstore` is of there."""
+    return Path(f"/proc/{member.pid}/cwd").readlink()
+
+
+VERSIONS: dict[str, type[Fault]] = {"upgrade": Rolled}
