@@ -312,14 +312,14 @@ def _faults(report: dict[str, Any]) -> str:
     rows = [[escape(name), *cells(numbers)] for name, numbers in sorted(by_class(report["faults"]).items())]
     every = [
         [f"{one['began']:.1f}", f"{one['ended'] - one['began']:.1f}", escape(one["name"]), escape(one["what"]),
-         f"{one['unavailable']:.2f}"]
+         escape(one["beside"]), f"{one['unavailable']:.2f}"]
         for one in report["faults"]
     ]  # fmt: skip
     return (
         "<h2>Seconds without an acknowledged write</h2>"
         + _table(["fault", "times", "p50", "p99", "max"], rows, 4)
         + "<details><summary>Each fault</summary>"
-        + _table(["at", "for", "fault", "to whom", "without writes"], every, 1)
+        + _table(["at", "for", "fault", "to whom", "at the same time", "without writes"], every, 1)
         + "</details>"
     )
 
