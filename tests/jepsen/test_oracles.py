@@ -122,6 +122,13 @@ def test_lease(found: list[Call], why: str) -> None:
     judged(check_lease(found, None), why)
 
 
+def test_a_lease_under_a_fast_clock() -> None:
+    found = [*HELD, lease("read", 1.4, 1.5, None)]
+    judged(check_lease(found, None), "gone too early")
+    judged(check_lease(found, None, fastest=1.5), "")
+    judged(check_lease([*HELD, lease("read", 1.2, 1.3, None)], None, fastest=1.5), "gone too early")
+
+
 def event(revision: int, key: str, value: str = "", created: int = 0, version: int = 0) -> kv_pb2.Event:
     kv = kv_pb2.KeyValue(
         key=key.encode(), value=value.encode(), mod_revision=revision, create_revision=created, version=version
