@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import structlog
 
-from kvstore.errors import PERMISSION_DENIED, Code, KvError
+from kvstore.errors import NO_LEADER, PERMISSION_DENIED, Code, KvError
 
 if TYPE_CHECKING:
     from kvstore.rpc.counts import Counts, MethodCounts
@@ -86,10 +86,24 @@ def deliver(calls: list[Call], handler: CallHandler, gate: "Gate", counts: "Meth
         for call in calls:
             call.fail(refused)
         return
+    if gate.server.is_leaderless():
+        calls = [call for call in calls if not _is_refused_for_it(call)]
     guard = gate.server.guard
     if guard is not None and guard.is_on:
         calls = guard.admit(gate.method, calls, handler)
     handle(calls, handler)
+
+
+def wants_leader(caller: "Caller") -> bool:
+    """It would rather ask another member than wait at one that has no leader."""
+    return caller.text("hasleader") == "true"
+
+
+def _is_refused_for_it(call: Call) -> bool:
+    wants = wants_leader(call)
+    if wants:
+        call.fail(NO_LEADER)
+    return wants
 
 
 def handle(calls: list[Call], handler: CallHandler) -> None:
@@ -217,6 +231,9 @@ class RpcServer(ABC):
     # Asked for each list of calls, each stream and each call of generated code, by the method's full path: why it is
     # not served now.
     refusal: Callable[[str], KvError | None] = staticmethod(lambda method: None)
+
+    # Whether callers that want a leader are refused now: asked like `refusal`, except for hot streams.
+    is_leaderless: Callable[[], bool] = staticmethod(lambda: False)
 
     # Whether it is known who may call a method. Set before any is added.
     declares: Callable[[str], bool] = staticmethod(lambda method: True)

@@ -15,8 +15,8 @@ import grpc.aio
 import structlog
 from google.protobuf.message import DecodeError
 
-from kvstore.errors import MALFORMED, Code, KvError, unimplemented
-from kvstore.rpc.base import UNEXPECTED, Gate
+from kvstore.errors import MALFORMED, NO_LEADER, Code, KvError, unimplemented
+from kvstore.rpc.base import UNEXPECTED, Gate, wants_leader
 from kvstore.rpc.counts import Counts
 from kvstore.rpc.local import LocalMethods
 
@@ -113,6 +113,8 @@ class GeneratedMethod:
         refused = self._gate.refusal()
         if refused is not None:
             raise refused.fresh()
+        if self._gate.server.is_leaderless() and wants_leader(ContextCaller(context)):
+            raise NO_LEADER.fresh()
         guard = self._gate.server.guard
         if guard is not None and guard.is_on:
             await guard.check(self._path, ContextCaller(context), request)

@@ -56,6 +56,7 @@ def register(rpc: "RpcServer", server: "KvServer") -> Services:
     from kvstore.services.watch import WatchService
 
     rpc.refusal = partial(_refusal, server)
+    rpc.is_leaderless = lambda: not server.has_leader
     rpc.declares = METHODS.__contains__
     rpc.guard = server.auth
     kv = KvService(server)

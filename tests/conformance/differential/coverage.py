@@ -5,6 +5,7 @@ from typing import Final
 
 from tests.conformance.rpcs import RPCS
 
+RARE: Final = "compared in tests/conformance/test_rare_errors.py"
 # Every error text of etcd's API; beside it, why a comparison of two healthy clusters cannot reach it.
 ERRORS: Final = {
     "key is not provided": "",
@@ -49,9 +50,9 @@ ERRORS: Final = {
     "role is not granted to the user": "",
     "permission is not granted to the role": "",
     "authentication is not enabled": "",
-    "not leader": "needs an etcd of several members: transcripts",
+    "not leader": f"needs an etcd of several members: {RARE}",
     "not capable": "in the middle of a rolling upgrade",
-    "rpc not supported for learner": "needs a learner to ask: transcripts",
+    "rpc not supported for learner": f"needs a learner to ask: {RARE}",
     "bad leader transferee": "",
     "cluster version not found during downgrade": "in the first moments of a cluster",
     "cluster has a downgrade job in progress": "",
@@ -62,14 +63,14 @@ ERRORS: Final = {
     "watch canceled": "of the Go client only",
     "request canceled": "the caller has cancelled and hears nothing",
     "context deadline exceeded": "the caller's own deadline: grpcio answers it by itself",
-    "no leader": "needs a cluster without quorum: e2e tests",
-    "leader changed": "needs a change of leader in the middle of a read: e2e tests",
-    "server stopped": "a member that stops: e2e tests",
-    "request timed out": "needs a cluster without quorum: e2e tests",
-    "request timed out, possibly due to previous leader failure": "the same",
-    "request timed out, possibly due to connection lost": "the same",
-    "request timed out, waiting for the applied index took too long": "the same",
-    "unhealthy cluster": "needs members that are down: transcripts",
+    "no leader": f"needs a cluster without quorum: {RARE}",
+    "leader changed": "needs a change of leader in the middle of a read",
+    "server stopped": "needs a member that stops while it is asked",
+    "request timed out": f"needs a cluster without quorum: {RARE}",
+    "request timed out, possibly due to previous leader failure": "needs an election while the call waits",
+    "request timed out, possibly due to connection lost": "needs a leader that has lost its members unnoticed",
+    "request timed out, waiting for the applied index took too long": "needs a member that applies too slowly",
+    "unhealthy cluster": f"needs members that are down: {RARE}",
 }
 # The same of one judge.
 NO_DOWNGRADE: Final = "etcd 3.4 has no Downgrade"

@@ -19,7 +19,9 @@ from kvstore.rpc.local import LocalMethods
 
 LIMIT = 4000
 EXAMPLES = 300
-NOBODY_IS_ASKED: Any = SimpleNamespace(refusal=lambda path: None, guard=None, declares=lambda path: True)
+NOBODY_IS_ASKED: Any = SimpleNamespace(
+    refusal=lambda path: None, guard=None, is_leaderless=lambda: False, declares=lambda path: True
+)
 
 leaves = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary().map(repr) | st.just("YQ==")
 names = st.sampled_from(sorted({name for route in ROUTES.values() for name in route.request.DESCRIPTOR.fields_by_name}))

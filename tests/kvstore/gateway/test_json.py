@@ -33,7 +33,9 @@ async def soon(condition: Any) -> None:
 def gate(path: str) -> Gate:
     """Nobody is asked who it is; a txn is not served."""
     refusals = {"/etcdserverpb.KV/Txn": COMPACTED}
-    server: Any = SimpleNamespace(refusal=refusals.get, guard=None, declares=lambda path: True)
+    server: Any = SimpleNamespace(
+        refusal=refusals.get, guard=None, is_leaderless=lambda: False, declares=lambda path: True
+    )
     return Gate(server, path)
 
 

@@ -238,6 +238,17 @@ async def test_streams_that_require_a_leader(peer: Peer) -> None:
     assert len((await peer.read(other)).events) == 1, "who did not ask goes on"
 
 
+async def test_calls_that_require_a_leader(peer: Peer) -> None:
+    """Of both kinds of handlers."""
+    wanted = (("hasleader", "true"),)
+    await peer.kv.Range(pb.RangeRequest(key=b"k"), metadata=wanted)
+    peer.server.leader_id = 0
+    assert await refused(peer.kv.Range(pb.RangeRequest(key=b"k"), metadata=wanted)) == errors.NO_LEADER
+    assert await refused(peer.maintenance.Status(pb.StatusRequest(), metadata=wanted)) == errors.NO_LEADER
+    await peer.kv.Range(pb.RangeRequest(key=b"k"), metadata=(("hasleader", "false"),))
+    assert list((await peer.maintenance.Status(pb.StatusRequest())).errors) == ["etcdserver: no leader"]
+
+
 async def test_a_reader_that_stops_reading_costs_its_budget_only(peer: Peer) -> None:
     slow, quick = peer.watch.Watch(), peer.watch.Watch()
     for stream in (slow, quick):
