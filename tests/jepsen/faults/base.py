@@ -40,12 +40,14 @@ class System:
         return [member.name for member in self.cluster.members]
 
 
-def push(members: list[Member], seconds: float = 1.0, size: int = 64 << 10) -> None:
-    """A write that takes room in everybody's log. Whether it goes through is nobody's concern."""
+def push(members: list[Member], seconds: float = 1.0, size: int = 64 << 10, count: int = 1) -> None:
+    """Writes at once that take room in everybody's log. Whether they go through is nobody's concern."""
     request = rpc_pb2.PutRequest(key=b"push", value=bytes(size))
     for member in members:
+        stub = rpc_pb2_grpc.KVStub(member.channel)
         with contextlib.suppress(grpc.RpcError):
-            rpc_pb2_grpc.KVStub(member.channel).Put(request, timeout=seconds)
+            for call in [stub.Put.future(request, timeout=seconds) for _ in range(count)]:
+                call.result()
             return
 
 

@@ -17,6 +17,7 @@ from tests.jepsen.faults.partitions import Partition, isolate
 CALL_SECONDS = 5.0
 CHANGE_SECONDS = 60.0  # all members must have been connected for some seconds before one may be added
 UPKEEP_SECONDS = (0.1, 0.3)
+PUSHES = 20  # at once, until a log has forgotten
 NOT_YET = ("unhealthy cluster", "not enough started members", "in sync with leader", "leader changed")
 REMOVED = "has been removed from the cluster"  # what a member says before it ends
 WIPED = "from another data directory"
@@ -238,7 +239,7 @@ class Lagging(Partition):
         newest = {one.name: max(_segments(one)) for one in others}
 
         def forgotten() -> bool:
-            push(others, size=2000)
+            push(others, size=2000, count=PUSHES)
             return any(min(_segments(one)) > newest[one.name] for one in others)
 
         wait_for(forgotten, "a log that has forgotten what somebody lacks")

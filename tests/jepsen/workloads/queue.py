@@ -10,13 +10,19 @@ from kvstore.client import txn
 from tests.jepsen.workloads.base import Client, NotDone, Workload
 
 PREFIX = "queue/"
+LENGTH_MAX = 200  # takers meet at its head and most are too late: unbounded, it would take minutes to empty
 
 
 class Queue(Workload):
     prefix = PREFIX
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._length = 0  # at most: an element whose fate nobody knows counts
+
     async def one(self, client: Client, rng: random.Random) -> None:
-        if rng.random() < 0.5:
+        if self._length < LENGTH_MAX and rng.random() < 0.5:
+            self._length += 1
             element = next(self.values)
             await client.record("enqueue", PREFIX, element, self._enqueue(client, element))
         else:
@@ -26,7 +32,10 @@ class Queue(Workload):
         """First look, then take: whose outcome is unknown is known then."""
         oldest = await client.record("peek", PREFIX, None, self._peek(client))
         if oldest:
-            return await client.record("dequeue", PREFIX, oldest, self._dequeue(client, *oldest))
+            taken = await client.record("dequeue", PREFIX, oldest, self._dequeue(client, *oldest))
+            self._length -= taken is not None
+            return taken
+        self._length = 0 if oldest == [] else self._length
         return oldest
 
     async def _enqueue(self, client: Client, element: int) -> tuple[Any, int, dict[str, Any]]:
