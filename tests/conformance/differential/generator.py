@@ -74,7 +74,12 @@ HOW_OFTEN = {
     **{"lock": 10, "auth": 30, "users' locks": 8},
 }
 WAIT_FOR_NOTHING = ["", "?"]  # of all others only one in a case waits: "shared watches" in known.py
-ALONE = {"cluster", "MoveLeader"}  # for a cluster of one: a follower of three has other members, and does not lead
+CHANGES_OF_MEMBERS = ("MemberAdd", "MemberRemove", "MemberUpdate", "MemberPromote")
+ALONE = {
+    "cluster",
+    "MoveLeader",
+    *CHANGES_OF_MEMBERS,
+}  # for a cluster of one: a follower of three has other members, and does not lead
 ODD_METADATA = [
     (("hasleader", "true"),),
     (("hasleader", "maybe"),),
