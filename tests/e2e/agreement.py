@@ -39,7 +39,9 @@ def check_members(cluster: Cluster) -> Truth:
     found = wait_for(histories, "equal hashes, before and after the histories are read")
     for one, other in pairwise(found):
         assert one == other, f"members tell different histories: {_first_difference(one, other)}"
-    return Truth(found[0])
+    truth = Truth(found[0])
+    truth.compact_revision = max(compacted for _, _, compacted in hashes())
+    return truth
 
 
 def fill_tables(member: Member) -> None:

@@ -35,6 +35,7 @@ class Truth:
     def __init__(self, events: Iterable[kv_pb2.Event]) -> None:
         """events: of every key from the first revision on, oldest first."""
         self.complaints: list[str] = []
+        self.compact_revision = 0  # at the end, where somebody has asked for it
         self.events: dict[int, list[kv_pb2.Event]] = defaultdict(list)
         self.wrote: dict[int, dict[bytes, bytes | None]] = defaultdict(dict)
         self._states: dict[bytes, tuple[list[int], list[KeyState | None]]] = {}

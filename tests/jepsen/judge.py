@@ -90,7 +90,12 @@ CHECKS: dict[str, dict[str, tuple[About, Check]]] = {
         "leases": ("never early, never back, keys go together", lambda e: check_lease(e.calls, e.truth, e.fastest))
     },
     "watch": {"watches": ("nine properties of each watch", lambda e: check_watch(e.lines, e.calls, e.truth))},
-    "reads": {"refusals": ("compacted and future only what is", lambda e: check_reads(e.calls))},
+    "reads": {
+        "refusals": (
+            "compacted and future only what is",
+            lambda e: check_reads(e.calls, e.truth.compact_revision if e.truth else 0),
+        )
+    },
 }
 
 

@@ -234,6 +234,13 @@ def test_refusals(found: list[Call], why: str) -> None:
     judged(check_reads(found), why)
 
 
+def test_a_fault_may_compact_too() -> None:
+    found = [COMPACT, at(7, 2, "compacted")]
+    judged(check_reads(found, compacted=5), "by nobody")
+    judged(check_reads(found, compacted=8), "")
+    judged(check_reads(found, compacted=7), "by nobody")
+
+
 # Votes
 
 

@@ -98,7 +98,8 @@ def _kv(key: str, found: list[Any]) -> kv_pb2.KeyValue:
 def check_watch(lines: list[dict[str, Any]], calls: list[Call], truth: Truth | None) -> list[str]:
     assert truth is not None, "without the members' history nobody knows"
     logs = logs_of(lines)
-    compacted = max((call.asked for call in calls if call.f == "compact"), default=0)
+    asked = [call.asked for call in calls if call.f == "compact"]
+    compacted = max([truth.compact_revision, *asked])  # faults compact, too
     told = sum(len(response.events) for log in logs for response in log.responses)
     complaints = check_watch_logs(logs, truth, compacted)
     return complaints if told else [*complaints, f"{len(logs)} watches were told nothing"]
