@@ -35,10 +35,10 @@ from tests.jepsen.report import by_class, commit, operations, unavailability, wr
 WORKER_SECONDS_MAX = 90.0  # of the last reads
 RECOVERY_SECONDS = 2.0  # after the last fault, as the others have until the next one
 FLAGS = [  # flushes, new segments of the log and members that need a snapshot come often
-    "--snapshot-count=500",
-    "--snapshot-catchup-entries=500",
-    "--snapshot-catchup-bytes=500000",
-    "--log-segment-bytes=500000",
+    "--snapshot-count=200",
+    "--snapshot-catchup-entries=200",
+    "--snapshot-catchup-bytes=200000",
+    "--log-segment-bytes=200000",
 ]
 
 

@@ -240,9 +240,9 @@ class Lagging(Partition):
 
         def forgotten() -> bool:
             push(others, size=2000, count=PUSHES)
-            return any(min(_segments(one)) > newest[one.name] for one in others)
+            return all(min(_segments(one)) > newest[one.name] for one in others)
 
-        wait_for(forgotten, "a log that has forgotten what somebody lacks")
+        wait_for(forgotten, "a log that has forgotten what somebody lacks", CHANGE_SECONDS)
         return what
 
     def healed(self) -> str:
