@@ -162,6 +162,7 @@ def _make_ports(config: ServerConfig, server: "KvServer", front: str) -> "tuple[
         max_request_bytes=config.max_request_bytes,
         max_concurrent_streams=min(config.max_concurrent_streams, STREAMS_MAX),
         tls=tls,
+        measure_calls=config.measure_calls,
     )
     rpc = make_server(options, front)
     http = HttpPorts(config, server, tls, rpc.local)

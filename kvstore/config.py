@@ -83,6 +83,7 @@ class ServerConfig:
     compact_hash_check_time: float = 60.0  # seconds
     quota_backend_bytes: int = 0  # 0: the default of server/quota.py; negative: no limit
     auth: AuthSettings = field(default_factory=AuthSettings)
+    measure_calls: bool = False  # --metrics=extensive
     log_level: str = "info"
     log_format: str = "auto"
     admin_socket: Path | None = None
@@ -426,6 +427,7 @@ def _build(values: _Values, notes: list[str]) -> ServerConfig:
         auto_compaction_mode=values.text("auto-compaction-mode"),
         auto_compaction_retention=_retention(values),
         watch_progress_notify_interval=max(values.seconds("watch-progress-notify-interval"), 0.1),
+        measure_calls=values.text("metrics") == "extensive",
         log_level=values.text("log-level"),
         log_format=values.text("log-format"),
         admin_socket=values.path("admin-socket"),

@@ -128,6 +128,7 @@ _SERVED: Final = [
     Setting("experimental-corrupt-check-time", "seconds", "0s", "The leader compares all so often; 0: never.", CHECKS),
     Setting("experimental-compact-hash-check-enabled", "bool", "false", "... and after compactions.", CHECKS),
     Setting("experimental-compact-hash-check-time", "seconds", "1m", "How often it looks for one.", CHECKS),
+    Setting("metrics", "choice:basic|extensive", "basic", "extensive: also how long calls take.", LOGGING),
     Setting("log-level", "choice:debug|info|warn|error|panic|fatal", "info", "The least to log.", LOGGING),
     Setting("log-format", "choice:auto|json|console", "auto", "auto: console on a terminal, else JSON.", LOGGING),
     Setting("admin-socket", "path", "", "Unix socket for failpoints and a look inside. Default: none.", DEBUGGING),
@@ -177,7 +178,6 @@ _COMPATIBLE: Final = [
     _ignored("socket-reuse-address", "bool"),
     _ignored("logger", "text", "zap"),
     _ignored("log-outputs", "text", "default", "stderr"),
-    _ignored("metrics", "text", "basic"),
     *[
         _ignored(flag, "bool")
         for flag in (

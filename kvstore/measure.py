@@ -6,7 +6,7 @@ with COMMITS.time(): ...
 """
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from time import perf_counter
 from typing import Final, TypeVar, final
@@ -18,10 +18,10 @@ Argument = TypeVar("Argument")
 class Histogram:
     __slots__ = ("bounds", "counts", "total")
 
-    def __init__(self, first: float, buckets: int) -> None:
-        """Each bound is twice the one before; above the last there is one bucket more."""
-        self.bounds = [first * 2**number for number in range(buckets)]
-        self.counts = [0] * (buckets + 1)
+    def __init__(self, first: float, buckets: int, bounds: Sequence[float] = ()) -> None:
+        """Each bound is twice the one before, unless they are named; above the last there is one bucket more."""
+        self.bounds = list(bounds) or [first * 2**number for number in range(buckets)]
+        self.counts = [0] * (len(self.bounds) + 1)
         self.total = 0.0  # seconds
 
     now = staticmethod(perf_counter)

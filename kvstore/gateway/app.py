@@ -3,6 +3,7 @@
     /health /livez /readyz      kvstore/gateway/health.py
     /version                    for clients that choose their API by it
     /metrics                    for Prometheus (kvstore/gateway/metrics.py)
+    /debug/vars                 for people (kvstore/gateway/variables.py)
 
 Bodies and content types are etcd's own, byte for byte: scripts compare them.
 """
@@ -19,6 +20,8 @@ from starlette.routing import Route
 
 from kvstore.gateway.health import Health, failure
 from kvstore.gateway.metrics import CONTENT_TYPE, Metrics
+from kvstore.gateway.variables import CONTENT_TYPE as VARIABLES_TYPE
+from kvstore.gateway.variables import variables
 from kvstore.mvcc.range import range_
 from kvstore.pb.rpc_pb2 import RangeRequest
 from kvstore.rpc.counts import Counts
@@ -44,6 +47,9 @@ class Pages:
         body = {"etcdserver": ETCD_VERSION, "etcdcluster": cluster, "storage": cluster}
         return Response(json.dumps(body, separators=(",", ":")), media_type="application/json")
 
+    async def variables(self, request: Request) -> Response:
+        return Response(variables(self._server), media_type=VARIABLES_TYPE)
+
     async def expose(self, request: Request) -> Response:
         async with self._one_count:  # the next one finds what this one counted
             keys = await self._count_keys()
@@ -59,7 +65,7 @@ def make_app(pages: Pages, *, metrics_only: bool = False) -> Starlette:
     """metrics_only: what --listen-metrics-urls serves."""
     routes = [*pages.health.routes(), Route("/metrics", pages.expose)]
     if not metrics_only:
-        routes.append(Route("/version", pages.version))
+        routes += [Route("/version", pages.version), Route("/debug/vars", pages.variables)]
     for route in routes:
         if route.path != "/metrics":
             assert route.methods is not None

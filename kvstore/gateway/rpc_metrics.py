@@ -3,10 +3,10 @@
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final
 
-from prometheus_client.metrics_core import CounterMetricFamily, Metric
+from prometheus_client.metrics_core import CounterMetricFamily, HistogramMetricFamily, Metric
 
 from kvstore.errors import Code
-from kvstore.gateway.families import counter, short_counter
+from kvstore.gateway.families import buckets, counter, short_counter
 
 if TYPE_CHECKING:
     from kvstore.rpc.counts import Counts, Served
@@ -22,6 +22,7 @@ CODE_NAMES: Final = {code: "".join(part.capitalize() for part in code.name.split
 def rpc_metrics(counts: "Counts") -> Iterable[Metric]:
     served = counts.served()
     yield from _of_methods(served)
+    yield from _durations(counts)
     yield from _of_answers(
         {one.path.rpartition("/")[2]: one for one in served if one.path.startswith("/etcdserverpb.")}
     )
@@ -68,6 +69,17 @@ def _of_methods(served: "list[Served]") -> Iterable[Metric]:
         for code in Code:
             handled.add_metric((*names, CODE_NAMES[code]), one.codes[code])
     yield from (started, handled, received, sent)
+
+
+def _durations(counts: "Counts") -> Iterable[Metric]:
+    family = HistogramMetricFamily(
+        "grpc_server_handling_seconds", "Seconds until unary calls were answered by the server.", labels=LABELS
+    )
+    for path, measured in sorted(counts.seconds.items()):
+        service, _, method = path.lstrip("/").partition("/")
+        family.add_metric(("unary", service, method), buckets(measured), measured.total)
+    if counts.seconds:
+        yield family
 
 
 def _of_answers(methods: "dict[str, Served]") -> Iterable[Metric]:

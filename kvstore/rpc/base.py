@@ -11,13 +11,14 @@ Identity (de)serialisers are used for hot methods: `Call.request` is what came o
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, final
 
 import structlog
 
 from kvstore.errors import NO_LEADER, PERMISSION_DENIED, Code, KvError
 
 if TYPE_CHECKING:
+    from kvstore.measure import Histogram
     from kvstore.rpc.counts import Counts, MethodCounts
     from kvstore.rpc.local import LocalMethods
 
@@ -75,12 +76,63 @@ class Call(ABC):
     def fail(self, error: KvError) -> None: ...
 
 
+@final
+class MeasuredCall(Call):
+    """One whose time until the answer is measured."""
+
+    __slots__ = ("_began", "_call", "_seconds", "request")
+
+    def __init__(self, call: Call, seconds: "Histogram") -> None:
+        self.request = call.request
+        self._call = call
+        self._seconds: Histogram | None = seconds  # None: answered
+        self._began = seconds.now()
+
+    @property
+    def metadata(self) -> Mapping[str, str | bytes]:
+        return self._call.metadata
+
+    def text(self, name: str) -> str:
+        return self._call.text(name)
+
+    @property
+    def peer(self) -> str:
+        return self._call.peer
+
+    @property
+    def common_name(self) -> str:
+        return self._call.common_name
+
+    @property
+    def time_remaining(self) -> float | None:
+        return self._call.time_remaining
+
+    @property
+    def cancelled(self) -> bool:
+        return self._call.cancelled
+
+    def reply(self, response: bytes) -> None:
+        self._answered()
+        self._call.reply(response)
+
+    def fail(self, error: KvError) -> None:
+        self._answered()
+        self._call.fail(error)
+
+    def _answered(self) -> None:
+        seconds, self._seconds = self._seconds, None
+        if seconds is not None:
+            seconds.observe(seconds.now() - self._began)
+
+
 CallHandler = Callable[[list[Call]], None]
 
 
 def deliver(calls: list[Call], handler: CallHandler, gate: "Gate", counts: "MethodCounts") -> None:
     """One method's calls of a tick to its handler, on either front."""
     counts.started += len(calls)
+    if counts.seconds is not None:
+        calls = [MeasuredCall(call, counts.seconds) for call in calls]
     refused = gate.refusal()
     if refused is not None:
         for call in calls:

@@ -6,16 +6,19 @@ counted at all: they are what has begun, less what failed and what is under way 
 
 from collections import Counter
 from collections.abc import Callable
-from typing import final
+from typing import Final, final
 
 from kvstore.errors import Code
+from kvstore.measure import Histogram
+
+SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)  # Prometheus' own bounds
 
 
 @final
 class MethodCounts:
     """Of one method and one way to it. kind: unary, client_stream, server_stream or bidi_stream."""
 
-    __slots__ = ("codes", "kind", "open", "path", "received", "sent", "started")
+    __slots__ = ("codes", "kind", "open", "path", "received", "seconds", "sent", "started")
 
     def __init__(self, path: str, kind: str = "unary", open_: Callable[[], int] | None = None) -> None:
         """open_: how many are under way, for a method whose good ends are not counted."""
@@ -26,6 +29,7 @@ class MethodCounts:
         self.received = 0
         self.sent = 0
         self.codes: Counter[Code] = Counter()
+        self.seconds: Histogram | None = None  # of unary calls, when they are measured
 
     def ended(self, code: Code = Code.OK) -> None:
         self.codes[code] += 1
@@ -58,7 +62,10 @@ class Served:
 class Counts:
     """Of a front: all of its methods."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, measured: bool = False) -> None:
+        """measured: how long unary calls take is, each by itself (--metrics=extensive)."""
+        self._measured = measured
+        self.seconds: dict[str, Histogram] = {}  # by path
         self._all: list[MethodCounts] = []
         self.received_bytes: Callable[[], int] = lambda: 0  # from clients, and to them
         self.sent_bytes: Callable[[], int] = lambda: 0
@@ -66,6 +73,8 @@ class Counts:
 
     def new(self, path: str, kind: str = "unary", open_: Callable[[], int] | None = None) -> MethodCounts:
         counts = MethodCounts(path, kind, open_)
+        if self._measured and kind == "unary":
+            counts.seconds = self.seconds.setdefault(path, Histogram(0, 0, SECONDS))
         self._all.append(counts)
         return counts
 

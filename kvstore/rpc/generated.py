@@ -66,6 +66,12 @@ class GeneratedMethod:
         return grpc.unary_unary_rpc_method_handler(self._unary_unary)
 
     async def _unary_unary(self, request: bytes, context: Any) -> bytes:
+        if self._counts.seconds is None:
+            return await self._answer(request, context)
+        with self._counts.seconds.time():
+            return await self._answer(request, context)
+
+    async def _answer(self, request: bytes, context: Any) -> bytes:
         self._counts.started += 1
         try:
             await self._check(request, context)

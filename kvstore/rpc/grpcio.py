@@ -316,7 +316,7 @@ class GrpcioServer(RpcServer):
         self._hot = HotMethods()
         self._stream_methods: list[StreamMethod] = []
         self._unknown = UnknownMethods()
-        self.counts = Counts()
+        self.counts = Counts(measured=options.measure_calls)
         self.local = LocalMethods(self.counts)
         self._server.add_generic_rpc_handlers((self._hot,))
 

@@ -30,6 +30,7 @@ class ServerOptions:
         512 * 1024 * 1024
     )  # likewise of all streams: no new calls, at twice as much the end
     tls: ServerTls | None = None  # for https:// addresses
+    measure_calls: bool = False  # how long unary calls take, for /metrics
 
     @property
     def receive_bytes_max(self) -> int:

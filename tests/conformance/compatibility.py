@@ -139,8 +139,8 @@ def _metric_types(url: str) -> dict[str, str]:
 def document() -> str:
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "etcd").mkdir()
-        etcd = EtcdCluster(Path(folder) / "etcd", size=3)
-        with Cluster(3, Path(folder) / "ours") as cluster:
+        etcd = EtcdCluster(Path(folder) / "etcd", size=3, flags=["--metrics=extensive"])
+        with Cluster(3, Path(folder) / "ours", flags=["--metrics=extensive"]) as cluster:
             try:
                 etcd.start()
                 leader = cluster.wait_leader()

@@ -22,7 +22,7 @@ DIFFERENT_FLAGS = {
     "discovery-fallback": "members are named by --initial-cluster",
     "proxy": "etcd's own v2 proxy; `etcd grpc-proxy` works in front of us",
     "log-outputs": "stderr; whoever starts a member knows where to put it",
-    "metrics": "`extensive` is taken and is `basic`",
+    "metrics": "`extensive` measures unary calls only",
     "grpc-keepalive-min-time": "taken; it is etcd's default, 5 s",
     "unsafe-no-fsync": "an acknowledged write is on the disk",
     "force-new-cluster": "`kvstore restore` begins a new cluster from a snapshot",
@@ -50,7 +50,7 @@ ENDPOINTS: dict[str, tuple[str, str]] = {
     "/v3/kv/range": ("same", "405: POST is wanted; the paths are beside the RPCs"),
     "/v3beta/kv/range": ("same", "as /v3/"),
     "/v3alpha/kv/range": ("same", "404 at etcd too, since 3.4"),
-    "/debug/vars": ("differs", "Go's own variables; the admin socket shows ours"),
+    "/debug/vars": ("differs", "`kvstore` instead of Go's `memstats`"),
     "/debug/pprof/": ("differs", "Go's profiler, off by default at etcd too"),
     "/v2/keys": ("same", "404 at etcd too, unless --enable-v2"),
     "/members": ("differs", "of etcd's peers' port"),
@@ -74,6 +74,7 @@ DIFFERENT_METRICS = {
     "etcd_disk_backend_commit_duration_seconds": "a batch of changes into RocksDB, which needs no fsync",
     "etcd_disk_backend_defrag_duration_seconds": "nothing waits for it here",
     "etcd_disk_backend_snapshot_duration_seconds": "of making a snapshot file, before it is sent",
+    "grpc_server_handling_seconds": "with --metrics=extensive, as at etcd; of unary calls only",
     "etcd_mvcc_hash_duration_seconds": "of the keys, as the call",
 }
 

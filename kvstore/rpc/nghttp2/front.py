@@ -21,7 +21,7 @@ class Nghttp2Server(RpcServer):
     def __init__(self, options: ServerOptions) -> None:
         self._server = Server(options)
         self._unknown = UnknownMethods()
-        self.counts = Counts()
+        self.counts = Counts(measured=options.measure_calls)
         self.counts.received_bytes = lambda: self._server.flusher.received_bytes
         self.counts.sent_bytes = lambda: self._server.flusher.sent_bytes
         self.counts.versions = self._server.versions

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -91,13 +92,24 @@ async def test_health_version_and_what_is_not_there(live: Live) -> None:
         answer = await ask(app, target)
         assert answer.short == (404, "404 page not found\n")
         assert answer.headers["x-content-type-options"] == "nosniff"
+    variables = await ask(app, "/debug/vars")
+    assert (variables.status, variables.headers["content-type"]) == (200, "application/json; charset=utf-8")
+    found = json.loads(variables.body)
+    assert set(found) == {"cmdline", "file_descriptor_limit", "kvstore", "raft.status"}
+    assert (found["cmdline"], found["kvstore"]["revision"]) == (sys.orig_argv, 1)
+    of_leader = json.loads((await ask(app_of(await live.leader()), "/debug/vars")).body)["raft.status"]
+    assert (found["raft.status"]["raftState"], of_leader["raftState"]) == ("StateFollower", "StateLeader")
+    assert found["raft.status"]["lead"] == of_leader["lead"] == of_leader["id"]
+    assert {one["state"] for one in of_leader["progress"].values()} == {"StateReplicate"}
+    posted = await ask(app, "/debug/vars", "POST")
+    assert posted.short == (405, "Method Not Allowed\n")
     posted = await ask(app, "/health", "POST")
     assert posted.short == (405, "Method Not Allowed\n")
     assert "GET" in posted.headers["allow"]
     only = app_of(await live.leader(), metrics_only=True)
     assert (await ask(only, "/health")).short == HEALTHY
     assert (await ask(only, "/metrics")).status == 200
-    assert (await ask(only, "/version")).status == 404
+    assert (await ask(only, "/version")).status == (await ask(only, "/debug/vars")).status == 404
 
 
 async def test_without_a_quorum_a_member_is_unhealthy_unless_it_is_asked_for_itself(live: Live) -> None:

@@ -11,7 +11,7 @@ import pytest
 from kvstore.errors import COMPACTED, Code, KvError
 from kvstore.pb import rpc_pb2 as pb
 from kvstore.pb import rpc_pb2_grpc
-from kvstore.rpc import FRONTS, make_server
+from kvstore.rpc import FRONTS, ServerOptions, make_server
 from kvstore.rpc.base import Call, Stream
 from kvstore.rpc.local import Origin
 
@@ -55,9 +55,9 @@ class Maintenance(rpc_pb2_grpc.MaintenanceServicer):
 
 
 class Served:
-    def __init__(self, front: str) -> None:
+    def __init__(self, front: str, **options: Any) -> None:
         self.front = front
-        self.server = make_server(front=front)
+        self.server = make_server(ServerOptions(**options), front)
         self.held: list[Call] = []
         self.server.add_calls(PUT, self.put)
         self.server.add_stream(WATCH, Watch)
@@ -186,4 +186,32 @@ async def test_versions_of_clients(monkeypatch: pytest.MonkeyPatch) -> None:
     found = served.server.counts.versions()
     assert found.total() == 4 + 4 + 3 + 1 + 5
     assert len({version for _, version in found}) == 3, "one more fits"
+    await served.server.stop(0)
+
+
+@pytest.mark.parametrize("front", FRONTS)
+async def test_how_long_unary_calls_take(front: str) -> None:
+    """Only when it is asked for; of each call once, also of those that fail and of this process's own."""
+    assert Served(front).server.counts.seconds == {}
+    served = Served(front, measure_calls=True)
+    [url] = await served.server.start(["http://127.0.0.1:0"])
+    async with grpc.aio.insecure_channel(url.removeprefix("http://")) as channel:
+        await channel.unary_unary(PUT)(b"x", metadata=[("a", "b")])
+        with pytest.raises(grpc.aio.AioRpcError):
+            await channel.unary_unary(PUT)(b"fail")
+        held = channel.unary_unary(PUT)(b"hold", metadata=[("a", "b")])
+        await asyncio.wait_for(_until_held(served), SECONDS)
+        [call] = served.held
+        assert (call.text("a"), call.metadata["a"], call.cancelled) == ("b", "b", False)
+        assert call.peer.startswith("ipv4:127.0.0.1:")
+        took = served.server.counts.seconds
+        assert sum(took[PUT].counts) == 2
+        call.reply(b"")
+        call.reply(b"")
+        await held
+        await served.server.local.call(PUT, b"x", Origin())
+        await rpc_pb2_grpc.ClusterStub(channel).MemberList(pb.MemberListRequest())
+        assert (sum(took[PUT].counts), sum(took[LIST].counts)) == (4, 1)
+        assert took[PUT].total > 0
+        assert WATCH not in took
     await served.server.stop(0)
