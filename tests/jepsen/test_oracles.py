@@ -231,14 +231,15 @@ COMPACT = call("compact", "", 5, 0, 1, revision=9)
     ],
 )
 def test_refusals(found: list[Call], why: str) -> None:
-    judged(check_reads(found), why)
+    judged(check_reads([call("write", "k", "1", 0, 1, revision=2), *found]), why)
 
 
 def test_a_fault_may_compact_too() -> None:
-    found = [COMPACT, at(7, 2, "compacted")]
-    judged(check_reads(found, compacted=5), "by nobody")
-    judged(check_reads(found, compacted=8), "")
-    judged(check_reads(found, compacted=7), "by nobody")
+    found = [COMPACT, at(7, 2, "compacted"), call("write", "k", "1", 0, 1, revision=6)]
+    judged(check_reads(found), "by nobody")
+    judged(check_reads(found, others=4), "by nobody")
+    judged(check_reads(found, others=3), "")
+    judged(check_reads([COMPACT, at(8, 2, "compacted")]), "")  # from before the clients came
 
 
 # Votes

@@ -7,19 +7,18 @@ from __future__ import annotations
 from tests.jepsen.record import NEVER, Call
 
 
-def check_reads(calls: list[Call], compacted: int = 0) -> list[str]:
-    """compacted: up to where all members are at the end. Beyond what the clients have asked for it was a fault."""
+def check_reads(calls: list[Call], others: int = NEVER) -> list[str]:
+    """others: when a fault began that compacts up to the newest revision (ns)."""
     complaints: list[str] = []
     compactions = [call for call in calls if call.f == "compact"]
-    if any(one.asked >= compacted for one in compactions):
-        compacted = 0
+    first = min((call.revision for call in calls if call.ok), default=0)  # before that, faults were tried
     newest = sorted((call.returned, call.revision) for call in calls if call.ok)
     for call in calls:
         if call.f != "at":
             continue
         until = call.returned if call.returned != NEVER else call.invoked
         asked_for = any(one.invoked <= until and one.asked > call.asked for one in compactions)
-        if call.error == "compacted" and not asked_for and call.asked >= compacted:
+        if call.error == "compacted" and not asked_for and until < others and call.asked >= first:
             complaints.append(f"compacted by nobody: {call}")
         if call.error == "future" and any(
             revision >= call.asked for returned, revision in newest if returned < call.invoked
