@@ -22,10 +22,11 @@ INTRO = """# Compared with etcd
 
 Made by `python -m tests.conformance.differential --record`; do not edit. Random cases (seeds) of valid, borderline
 and invalid requests go to a real etcd of one member and to us, of one member or to a follower of three: several
-clients, open watches, leases, compactions, nested transactions, users and their permissions, locks and elections,
-members, alarms. Every response, error code and error text is compared field by field, every watch by its sequence of
-events, after ids, terms and what depends on the time are mapped. Run it: `python -m tests.conformance.differential
---judge 3.5.1 --seconds 600 --seed 1`. A case that differs is shrunk and printed as Python.
+clients, open watches, leases, compactions, nested transactions, users and their permissions, locks and elections
+(also of users), members, alarms, downgrades. Every response, error code and error text is compared field by field,
+every watch by its sequence of events, after ids, terms and what depends on the time are mapped. Run it: `python -m
+tests.conformance.differential --judge 3.5.1 --seconds 600 --seed 1`. A case that differs is shrunk and printed as
+Python.
 """
 
 
