@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from kvstore.client.types import Header
 from kvstore.kvctl.failures import usage
-from kvstore.kvctl.formats import base64_text, present, quote, write, write_json
+from kvstore.kvctl.formats import base64_text, present, quote, write, write_json, write_table
 from kvstore.kvctl.printers import header_fields, header_json
 from kvstore.kvctl.session import Session
 from kvstore.kvctl.settings import WriteOut
@@ -27,9 +27,11 @@ def write_done(session: Session, header: Header, text: str) -> None:
 
 
 def write_names(session: Session, field: str, found: "Names") -> None:
-    """users or roles, one a line."""
+    """users or roles, one a line. Tables are ours: etcdctl has none of them."""
     if session.write_out is WriteOut.JSON:
         write_json({"header": header_json(found.header), **present(**{field: list(found.names)})})
+    elif session.write_out is WriteOut.TABLE:
+        write_table((field.removesuffix("s").upper(),), [(name,) for name in found.names])
     else:
         for name in found.names:
             write(name)
@@ -48,6 +50,8 @@ def write_role(session: Session, role: "Role") -> None:
             write(f'"PermType" :  {one.kind.upper()}')
             write(f'"Key" : {quote(one.key)}')
             write(f'"RangeEnd" : {quote(one.range_end)}')
+    elif session.write_out is WriteOut.TABLE:
+        write_permissions([role])
     else:
         write(f"Role {role.name}")
         for title, kind in (("KV Read:", "read"), ("KV Write:", "write")):
@@ -55,6 +59,12 @@ def write_role(session: Session, role: "Role") -> None:
             for one in role.permissions:
                 if one.kind in (kind, "readwrite"):
                     write(b"\t", range_text(one.key, one.range_end), _prefix_text(one))
+
+
+def write_permissions(roles: list["Role"]) -> None:
+    """A table of what they allow, one permission a row."""
+    rows = [(role.name, one.kind, quote(one.key), quote(one.range_end)) for role in roles for one in role.permissions]
+    write_table(("ROLE", "MAY", "KEY", "RANGE END"), rows)
 
 
 def range_text(key: bytes, range_end: bytes) -> bytes:

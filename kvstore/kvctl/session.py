@@ -150,6 +150,11 @@ class Session:
         if self.write_out not in (WriteOut.SIMPLE, WriteOut.JSON):
             raise Failure(f"{verb} prints no {self.write_out}; use -w simple or json", ExitCode.USAGE)
 
+    def no_fields(self, verb: str) -> None:
+        """For verbs that list names: refuse before anything is sent."""
+        if self.write_out is WriteOut.FIELDS:
+            raise Failure(f"{verb} prints no fields; use -w simple, json or table", ExitCode.USAGE)
+
     def no_table(self, verb: str) -> None:
         """For verbs whose answer is no table: refuse before anything is sent."""
         if self.write_out is WriteOut.TABLE:

@@ -13,6 +13,5 @@ async def role_get(session: Session, name: Annotated[str, typer.Argument(help="T
 
     kvctl role get web
     """
-    session.no_table("role get")
     async with session.client() as client:
         write_role(session, await client.auth.role_get(name))

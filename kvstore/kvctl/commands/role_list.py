@@ -9,6 +9,6 @@ async def role_list(session: Session) -> None:
 
     kvctl role list
     """
-    session.simple_or_json("role list")
+    session.no_fields("role list")
     async with session.client() as client:
         write_names(session, "roles", await client.auth.role_list())

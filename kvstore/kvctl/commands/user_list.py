@@ -9,6 +9,6 @@ async def user_list(session: Session) -> None:
 
     kvctl user list
     """
-    session.simple_or_json("user list")
+    session.no_fields("user list")
     async with session.client() as client:
         write_names(session, "users", await client.auth.user_list())

@@ -87,6 +87,19 @@ def guarded(alone: Cluster) -> Iterator[Cluster]:
         kvctl(alone, *arguments).ok()
 
 
+def test_tables(guarded: Cluster) -> None:
+    def rows(*arguments: str) -> list[list[str]]:
+        lines = kvctl(guarded, "--user=root:rootpw", *arguments, "-w", "table").ok().decode().splitlines()
+        return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+
+    assert rows("user", "list") == [["USER"], ["ann"], ["root"]]
+    assert ["own"] in rows("role", "list")
+    assert rows("user", "get", "ann") == [["ROLE"], ["own"]]
+    what = [["ROLE", "MAY", "KEY", "RANGE END"], ["own", "readwrite", '"a/"', '"a0"']]
+    assert rows("role", "get", "own") == rows("user", "get", "ann", "--detail") == what
+    kvctl(guarded, "--user=root:rootpw", "user", "list", "-w", "fields").failed(2, "prints no fields")
+
+
 def test_failures_say_what_to_do(guarded: Cluster) -> None:
     kvctl(guarded, "get", "a/1").failed(1, "user name is empty", "--user")
     kvctl(guarded, "--user=ann:wrong", "get", "a/1").failed(1, "invalid user ID or password", "--password")
