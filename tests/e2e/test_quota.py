@@ -79,6 +79,8 @@ def test_s70_a_full_store_refuses_and_recovers(tmp_path: Path) -> None:
             assert cluster.kv(member).Range(pb.RangeRequest(key=b"fill/", range_end=b"fill0"), timeout=5).count == 30
         # Disarmed without anything freed, it is raised again by the next write.
         disarm(second)
+        # A member that does not know yet that its alarm is off refuses, and has none to raise.
+        wait_for(lambda: not third.status().errors, "the third member knows")
         assert refusal(cluster.kv(third).Put, pb.PutRequest(key=b"x", value=VALUE)) == NO_SPACE
         assert alarms(first)
         # Whoever has no space left may delete, by a compare too (etcd#13429), and compact.
