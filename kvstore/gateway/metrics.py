@@ -55,11 +55,6 @@ class _State(Collector):
         self._counts = counts
         self._scrapes = 0
         self.keys = 0
-        self._leader_changes = 0
-        server.on_leader_change.append(self._leader_changed)
-
-    def _leader_changed(self) -> None:
-        self._leader_changes += self._server.has_leader
 
     def describe(self) -> Iterable[Metric]:
         return []  # asked at registration, when there may be no state yet
@@ -87,7 +82,7 @@ class _State(Collector):
             server.is_learner,
         )
         yield counter(
-            "etcd_server_leader_changes_seen_total", "The number of leader changes seen.", self._leader_changes
+            "etcd_server_leader_changes_seen_total", "The number of leader changes seen.", server.leader_changes
         )
         yield gauge(
             "etcd_server_proposals_committed_total", "The total number of consensus proposals committed.", raft.commit

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Final, final
 
 import structlog
-from cryptography import x509
 
 from kvstore.rpc import client_address
 
@@ -54,6 +53,8 @@ def _is_named(certificate: Any, host: str) -> bool:
 
 def read_revoked(file: Path) -> frozenset[int]:
     """Serial numbers. Raises OSError, or ValueError when it is no list of revoked certificates."""
+    from cryptography import x509  # takes 8 MB: only who has such a list needs it
+
     content = file.read_bytes()
     load = x509.load_pem_x509_crl if content.lstrip().startswith(PEM_BEGIN) else x509.load_der_x509_crl
     return frozenset(revoked.serial_number for revoked in load(content))

@@ -263,7 +263,9 @@ class Gate:
 class Http1(Protocol):
     """Takes connections whose first bytes are not HTTP/2's."""
 
-    app: Any  # the ASGI application behind it
+    @property
+    def app(self) -> Any:
+        """The ASGI application behind it."""
 
     def take(self, transport: asyncio.Transport, received: bytes) -> None:
         """The connection is yours, and this is what has come on it."""

@@ -10,8 +10,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, TypeVar, final
 
-import bcrypt
-
 from kvstore.errors import PASSWORD_TOO_LONG, STOPPED, TOO_MANY_REQUESTS
 
 THREADS: Final = 2
@@ -35,15 +33,24 @@ class Passwords:
         raw = password.encode()
         if len(raw) > BYTES_MAX:
             raise PASSWORD_TOO_LONG.fresh()
-        return b64encode(await self.run(lambda: bcrypt.hashpw(raw, bcrypt.gensalt(self._cost)))).decode()
+        return b64encode(await self.run(lambda: self._hash(raw))).decode()
 
     async def fits(self, password: str, hashed: bytes) -> bool:
         """hashed: a bcrypt string; empty: of nobody. Raises KvError."""
         return await self.run(lambda: self._fits(password.encode()[:BYTES_MAX], hashed))
 
+    # In a thread, which also imports bcrypt when the first password comes
+
+    def _hash(self, password: bytes) -> bytes:
+        import bcrypt
+
+        return bcrypt.hashpw(password, bcrypt.gensalt(self._cost))
+
     def _fits(self, password: bytes, hashed: bytes) -> bool:
+        import bcrypt
+
         if not hashed:
-            self._nobodys = self._nobodys or bcrypt.hashpw(b"", bcrypt.gensalt(self._cost))
+            self._nobodys = self._nobodys or self._hash(b"")
             bcrypt.checkpw(password, self._nobodys)
             return False
         try:

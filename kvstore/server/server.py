@@ -132,6 +132,7 @@ class KvServer:
         self.corruption = Corruption(self)
         self.auth = Auth(self, config.auth)
         self.on_leader_change: list[Callable[[], None]] = []  # called after `leader_id` has changed
+        self.leader_changes = 0  # leaders that came to be known
         self._hard_commit = member.loaded.hard_state.commit
 
         self._batcher = self._make_batcher()
@@ -462,6 +463,7 @@ class KvServer:
             if status.leader_id == NO_NODE:
                 log.warning("lost leader", leader=self.peers.name_of(before), term=status.term)
             else:
+                self.leader_changes += 1
                 self._leader_since = self.now()
                 if status.leader_id != self.member_id:
                     log.info("found leader", leader=self.peers.name_of(status.leader_id), term=status.term)

@@ -43,7 +43,7 @@ class Services:
 def register(rpc: "RpcServer", server: "KvServer") -> Services:
     """Add every service to a front that has not started."""
     from kvstore.pb import history_pb2_grpc, rpc_pb2_grpc, v3election_pb2_grpc, v3lock_pb2_grpc
-    from kvstore.services import health, reflection
+    from kvstore.services import health
     from kvstore.services.auth import AuthService
     from kvstore.services.cluster import ClusterService
     from kvstore.services.election import ElectionService
@@ -74,6 +74,8 @@ def register(rpc: "RpcServer", server: "KvServer") -> Services:
     rpc.add_servicer(v3election_pb2_grpc.add_ElectionServicer_to_server, _make(ElectionService, rpc.local, waiters))
     health.register(rpc)
     if server.config.enable_grpc_reflection:
+        from kvstore.services import reflection
+
         reflection.register(rpc)
     return Services(kv, watch, lease, waiters)
 

@@ -6,7 +6,6 @@ etcd. Without TLS HTTP/2 means gRPC, as at etcd as well.
 
 import asyncio
 from collections import deque
-from email.utils import formatdate
 from typing import TYPE_CHECKING, Any, Final, final
 from urllib.parse import unquote
 
@@ -126,6 +125,8 @@ class PageStream(ServerStream):
         if session is None or self._is_ended:
             return
         if message["type"] == "http.response.start":
+            from email.utils import formatdate  # the application has brought it
+
             date = formatdate(usegmt=True).encode()
             self._start = ((b":status", b"%d" % message["status"]), *message["headers"], (b"date", date))
             return
