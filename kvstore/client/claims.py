@@ -6,6 +6,7 @@ Who comes later watches the youngest key that is older than its own: an end wake
 be asked twice, since a key's name says whose it is; so a member that fails on the way costs nothing but time.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -75,6 +76,44 @@ class Claim:
 
     def _is_ours(self) -> Any:
         return txn.create_revision(self.key).equals(self.revision)
+
+
+class Claimant(ABC):
+    """What locks and elections are to who has one: a key, for as long as its session lives."""
+
+    def __init__(self, client: "Client", name: Bytes, ttl: int, session: Session | None) -> None:
+        """session: another's, which outlives this; None: one of our own."""
+        self._own_session = session is None
+        self._session = Session(client, ttl) if session is None else session
+        self._name = name
+        self._claim: Claim | None = None
+
+    @property
+    def key(self) -> bytes:
+        """It is there for as long as the claim is ours: a compare for transactions."""
+        return self._held.key
+
+    @property
+    def revision(self) -> int:
+        """That created the key: greater than that of everybody before."""
+        return self._held.revision
+
+    @property
+    def is_lost(self) -> bool:
+        return self._session.is_lost
+
+    async def lost(self) -> None:
+        """Return when it may not be ours any more, though we have not given it back; not before."""
+        await self._session.lost()
+
+    @property
+    def _held(self) -> Claim:
+        if self._claim is None:
+            raise self._not_held()
+        return self._claim
+
+    @abstractmethod
+    def _not_held(self) -> Exception: ...
 
 
 _FIRST: Any = {"prefix": True, "limit": 1, "sort_by": "create", "order": "ascend"}

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from kvstore.client import claims
-from kvstore.client.claims import Claim
+from kvstore.client.claims import Claim, Claimant
 from kvstore.client.errors import ClientError, NotLeader
 from kvstore.client.session import SESSION_TTL, Session
 from kvstore.client.types import Bytes, KeyValue
@@ -26,15 +26,12 @@ if TYPE_CHECKING:
     from kvstore.client.client import Client
 
 
-class Election:
+class Election(Claimant):
     """Made by Client.election. Enter it to campaign; to look needs no entering."""
 
     def __init__(self, client: "Client", name: Bytes, ttl: int = SESSION_TTL, session: Session | None = None) -> None:
+        super().__init__(client, name, ttl, session)
         self._client = client
-        self._name = name
-        self._own_session = session is None
-        self._session = Session(client, ttl) if session is None else session
-        self._claim: Claim | None = None
 
     async def __aenter__(self) -> Self:
         if self._own_session:
@@ -62,7 +59,7 @@ class Election:
     async def proclaim(self, value: Bytes) -> None:
         """Tell who observes something new. Raises NotLeader."""
         if self._claim is None or not await self._claim.put(value):
-            raise NotLeader("election: not leader")
+            raise self._not_held()
 
     async def resign(self) -> None:
         """Let the next one lead; nothing when we do not."""
@@ -79,25 +76,5 @@ class Election:
         async for found in claims.observe(self._client, self._name):
             yield found.kvs[0]
 
-    @property
-    def key(self) -> bytes:
-        return self._led.key
-
-    @property
-    def revision(self) -> int:
-        """That created the key: greater than that of every leader before."""
-        return self._led.revision
-
-    @property
-    def is_lost(self) -> bool:
-        return self._session.is_lost
-
-    async def lost(self) -> None:
-        """Return when we may not lead any more, though we have not resigned; not before."""
-        await self._session.lost()
-
-    @property
-    def _led(self) -> Claim:
-        if self._claim is None:
-            raise NotLeader("election: not leader")
-        return self._claim
+    def _not_held(self) -> NotLeader:
+        return NotLeader("election: not leader")

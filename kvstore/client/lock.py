@@ -13,7 +13,7 @@ from contextlib import AsyncExitStack, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
-from kvstore.client.claims import Claim
+from kvstore.client.claims import Claim, Claimant
 from kvstore.client.errors import ClientError
 from kvstore.client.session import Session
 from kvstore.client.types import Bytes, Header
@@ -24,17 +24,14 @@ if TYPE_CHECKING:
 LOCK_TTL: Final = 10  # seconds; etcdctl's
 
 
-class Lock:
+class Lock(Claimant):
     """Made by Client.lock. Entering waits, for ever if need be, until it is ours; leaving gives it back.
 
     Raises SessionExpired when the session is lost meanwhile. Under one session it is had only once: who has it, has it.
     """
 
     def __init__(self, client: "Client", name: Bytes, ttl: int = LOCK_TTL, session: Session | None = None) -> None:
-        self._own_session = session is None
-        self._session = Session(client, ttl) if session is None else session
-        self._name = name
-        self._claim: Claim | None = None
+        super().__init__(client, name, ttl, session)
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -53,34 +50,13 @@ class Lock:
         await self._stack.aclose()
 
     @property
-    def key(self) -> bytes:
-        """It is there for as long as the lock is ours: a compare for transactions."""
-        return self._held.key
-
-    @property
-    def revision(self) -> int:
-        """That created the key: greater than that of every holder before."""
-        return self._held.revision
-
-    @property
     def header(self) -> Header:
         """Of the answer that gave it to us."""
         assert self._held.header is not None
         return self._held.header
 
-    @property
-    def is_lost(self) -> bool:
-        return self._session.is_lost
-
-    async def lost(self) -> None:
-        """Return when it may not be ours any more, though we have not given it back; not before."""
-        await self._session.lost()
-
-    @property
-    def _held(self) -> Claim:
-        if self._claim is None:
-            raise RuntimeError("the lock has not been entered")
-        return self._claim
+    def _not_held(self) -> Exception:
+        return RuntimeError("the lock has not been entered")
 
 
 async def _leave(claim: Claim) -> None:
