@@ -10,6 +10,7 @@ is never asked over HTTP has no need of it.
 
 import asyncio
 import importlib
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, final
 
 import structlog
@@ -44,17 +45,19 @@ class HttpPorts:
         self.shared = None if config.listen_client_http_urls else Shared(self)
 
     async def start_metrics(self) -> list[str]:
-        urls = list(self._config.listen_metrics_urls)
-        return await self._listen(urls, (await self.handovers()).metrics) if urls else []
+        urls, tls = list(self._config.listen_metrics_urls), self._tls
+        if tls is not None and tls.client_auth:
+            tls = replace(tls, of_its_address=True)  # as etcd: here, and not at the clients' port
+        return await self._listen(urls, (await self.handovers()).metrics, tls) if urls else []
 
     async def start_clients(self) -> list[str]:
         urls = list(self._config.listen_client_http_urls)
-        return await self._listen(urls, (await self.handovers()).clients) if urls else []
+        return await self._listen(urls, (await self.handovers()).clients, self._tls) if urls else []
 
-    async def _listen(self, urls: list[str], handover: "Http1Handover") -> list[str]:
+    async def _listen(self, urls: list[str], handover: "Http1Handover", tls: "ServerTls | None") -> list[str]:
         from kvstore.rpc.http1 import Http1Listener
 
-        listener = Http1Listener(handover, self._tls)
+        listener = Http1Listener(handover, tls)
         self._listeners.append(listener)
         return await listener.start(urls)
 

@@ -149,6 +149,7 @@ class _Connection(H11Protocol):
         self._admission = admission
         self._phase: tuple[str, object] = ("", None)  # as the last look found it, and which request it was of
         self._since = 0.0  # when a look first found it so
+        self._checking: asyncio.Task[None] | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
@@ -157,12 +158,23 @@ class _Connection(H11Protocol):
         elif not self._handover.opened(self):
             transport.write(BUSY)
             transport.close()
+        elif self._admission is not None and self._admission.of_its_address:
+            transport.pause_reading()
+            self._checking = self.loop.create_task(self._check_address(self._admission))
+
+    async def _check_address(self, admission: Admission) -> None:
+        if not await admission.admits_address(self.transport):
+            self.transport.abort()
+        elif not self.transport.is_closing():
+            self.transport.resume_reading()
 
     def data_received(self, data: bytes) -> None:
         if not self.transport.is_closing():
             super().data_received(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if self._checking is not None:
+            self._checking.cancel()
         self._handover.closed(self)
         super().connection_lost(exc)
         # A connection that was lost by an error leaves its timer, and the timer this object.

@@ -1,6 +1,7 @@
 """TLS on every port of three processes: who is let in, who is not, and who finds it out."""
 
 import http.client
+import ipaddress
 import json
 import socket
 import ssl
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 
 from kvstore.pb import rpc_pb2, rpc_pb2_grpc
 from kvstore.rpc import FRONTS
@@ -71,11 +73,11 @@ def show(certificates: Certificates, who: str = "client") -> list[str]:
     return [f"--cacert={certificates.ca}", f"--cert={pair.cert}", f"--key={pair.key}"]
 
 
-def get(url: str, certificates: Certificates, who: str | None = "client") -> tuple[int, str]:
+def get(url: str, certificates: Certificates, who: str | Pair | None = "client") -> tuple[int, str]:
     """By HTTP/1.1: status and body. Raises OSError."""
     context = ssl.create_default_context(cafile=certificates.ca)
     if who is not None:
-        pair = getattr(certificates, who)
+        pair = getattr(certificates, who) if isinstance(who, str) else who
         context.load_cert_chain(pair.cert, pair.key)
     try:
         with urllib.request.urlopen(url, context=context, timeout=10) as answer:
@@ -248,6 +250,23 @@ def test_http_on_a_port_of_its_own_asks_for_a_certificate_as_well(
         own.renew_server()
         wait_for(lambda: serial() not in (before,), "the renewed certificate is shown")
         assert serial() == own.server.serial
+
+
+def test_a_certificate_shown_at_the_metrics_port_is_of_the_callers_address(
+    make_cluster: Callable[..., Cluster], own: Certificates
+) -> None:
+    """etcd 3.5.1 asks this there, and nowhere else of clients."""
+    [metrics] = free_ports(1)
+    elsewhere = own.authority.sign("elsewhere", names=[x509.IPAddress(ipaddress.ip_address("10.9.9.9"))])
+    nameless = own.authority.sign("nameless", names=[])
+    with make_cluster(1, tls=own, flags=[f"--listen-metrics-urls=https://127.0.0.1:{metrics}"]) as cluster:
+        url = f"https://127.0.0.1:{metrics}/health"
+        for pair in (own.client, nameless):
+            assert get(url, own, pair)[0] == 200
+        with pytest.raises(OSError, match=r".*"):
+            get(url, own, elsewhere)
+        assert "its certificate is of 10.9.9.9, and none of these is 127.0.0.1" in cluster.members[0].log()
+        assert get(f"{cluster.members[0].client_url}/health", own, elsewhere)[0] == 200
 
 
 @pytest.mark.parametrize("secure", [False, True], ids=["plain", "tls"])
