@@ -1,8 +1,12 @@
 """From URL to address, and whether one can listen there."""
 
 import asyncio
+import errno
 import socket
+from typing import Final
 from urllib.parse import urlsplit
+
+NOT_HERE: Final = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)  # an address that this machine does not have
 
 
 def host_port(target: str) -> str:
@@ -29,16 +33,54 @@ def split(address: str) -> tuple[str, int]:
 
 
 async def can_listen(address: str) -> None:
-    """Try it with a socket of our own: grpc does not tell why it could not. Raises OSError with the address."""
-    host, port = split(address)
+    """Try it with sockets of our own: grpc does not tell why it could not. Raises OSError with the address."""
     try:
-        found = await asyncio.get_running_loop().getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )
-        for family, kind, protocol, _, bind_to in found:
-            with socket.socket(family, kind, protocol) as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                probe.bind(bind_to)
-                probe.listen(1)
+        for listening in await asyncio.to_thread(listen, address):
+            listening.close()
     except OSError as error:
         raise OSError(error.errno, f"cannot listen on {address}: {error.strerror}") from None
+
+
+def listen(address: str, backlog: int = 1) -> list[socket.socket]:
+    """A socket for each address of the host, all on one port; a machine without IPv6 has one `localhost` less.
+
+    Raises OSError when one of them is taken, or none is this machine's.
+    """
+    host, port = split(address)
+    sockets: list[socket.socket] = []
+    absent: OSError | None = None
+    try:
+        for family, kind, protocol, _, found in socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        ):
+            try:
+                listening = _bound(family, kind, protocol, (found[0], port, *found[2:]))
+            except OSError as error:
+                if error.errno not in NOT_HERE:
+                    raise
+                absent = error
+                continue
+            sockets.append(listening)
+            listening.listen(backlog)
+            port = listening.getsockname()[1]
+        if absent is not None and not sockets:
+            raise absent
+    except OSError:
+        for listening in sockets:
+            listening.close()
+        raise
+    return sockets
+
+
+def _bound(family: int, kind: int, protocol: int, address: tuple[str | int, ...]) -> socket.socket:
+    listening = socket.socket(family, kind, protocol)
+    try:
+        # Not SO_REUSEPORT: two processes on one port must fail, not share it.
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        listening.bind(address)
+    except OSError:
+        listening.close()
+        raise
+    return listening

@@ -12,7 +12,6 @@ request that does not arrive whole, an answer that nobody reads, a close that th
 
 import asyncio
 import logging
-import socket
 from dataclasses import dataclass
 from email.utils import formatdate
 from functools import partial
@@ -25,7 +24,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.wsproto_impl import WSProtocol
 from uvicorn.server import ServerState
 
-from kvstore.rpc.address import can_listen, host_port, is_secure, split
+from kvstore.rpc.address import can_listen, host_port, is_secure, listen
 from kvstore.rpc.admission import Admission
 from kvstore.rpc.tls import RELOAD_SECONDS, LiveTls, ServerTls
 
@@ -253,17 +252,17 @@ class Http1Listener:
         for url in urls:
             address = host_port(url)
             await can_listen(address)
-            host, port = split(address)
-            server = await asyncio.get_running_loop().create_server(
-                partial(self._handover.protocol, live.admission if live is not None and is_secure(url) else None),
-                host,
-                port,
-                ssl=live.context if live is not None and is_secure(url) else None,
-                ssl_handshake_timeout=self._handover.limits.request_seconds if is_secure(url) else None,
-            )
-            self._servers.append(server)
-            listening: socket.socket = server.sockets[0]
-            bound.append(f"{url.partition('://')[0]}://{address.rpartition(':')[0]}:{listening.getsockname()[1]}")
+            found = listen(address)
+            for listening in found:
+                server = await asyncio.get_running_loop().create_server(
+                    partial(self._handover.protocol, live.admission if live is not None and is_secure(url) else None),
+                    sock=listening,
+                    ssl=live.context if live is not None and is_secure(url) else None,
+                    ssl_handshake_timeout=self._handover.limits.request_seconds if is_secure(url) else None,
+                )
+                self._servers.append(server)
+            port = found[0].getsockname()[1]
+            bound.append(f"{url.partition('://')[0]}://{address.rpartition(':')[0]}:{port}")
         if live is not None:
             self._reloading = asyncio.create_task(self._reload(live))
         return bound

@@ -14,7 +14,7 @@ from typing import Any, Final, NoReturn
 import grpc
 
 from kvstore.errors import Code, KvError
-from kvstore.rpc.address import split
+from kvstore.rpc.address import listen
 from kvstore.rpc.base import Http1
 from kvstore.rpc.nghttp2.calls import CallsMethod
 from kvstore.rpc.nghttp2.deadlines import Deadlines
@@ -87,21 +87,12 @@ class Server:
         return self.add_port(address, credentials)
 
     def add_port(self, address: str, tls: ServerTls | None) -> int:
-        host, port = split(address)
         try:
-            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-            for family, kind, protocol, _, bind_to in found:
-                listening = socket.socket(family, kind, protocol)
-                self._sockets.append((listening, tls))
-                # Not SO_REUSEPORT: two processes on one port must fail, not share it.
-                listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                if family == socket.AF_INET6:
-                    listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-                listening.bind((bind_to[0], port, *bind_to[2:]))
-                listening.listen(BACKLOG)
-                port = listening.getsockname()[1]
+            found = listen(address, BACKLOG)
         except OSError as error:
             raise RuntimeError(f"Failed to bind to address {address}: {error.strerror or error}") from error
+        self._sockets += [(listening, tls) for listening in found]
+        port: int = found[0].getsockname()[1]
         return port
 
     async def start(self) -> None:
