@@ -296,8 +296,10 @@ def die(error: BaseException) -> NoReturn:
 
 
 def explain(error: BaseException) -> str:
-    """One line for an operator."""
+    """One line for an operator, with what to do next. What is damaged, or the store's, tells that itself."""
+    from raft.errors import StorageError
+
     text = " ".join(str(error).split()) or repr(error)
-    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+    if type(error) is StorageError or (isinstance(error, OSError) and error.errno in DISK_ERRORS):
         return f"the disk failed: {text}; free space or replace it, then start this member again"
     return text

@@ -321,7 +321,9 @@ class Engine:
         try:
             Checkpoint(self._db).create_checkpoint(str(path))
         except Exception as error:
-            raise StoreError(f"cannot make a checkpoint in {path} ({error})") from error
+            raise StoreError(
+                f"cannot make a checkpoint in {path} ({error}): free or replace the disk, then restart"
+            ) from error
 
     def _failed(self, what: object) -> StoreError:
         return StoreError(f"cannot write to the store in {self.path} ({what}): free or replace the disk, then restart")

@@ -301,6 +301,7 @@ def test_a_disk_that_fails_ends_the_process_and_loses_nothing(
     last = json.loads(member.log().strip().splitlines()[-1])
     assert last["msg"] == "this member cannot go on"
     assert str(errno.errorcode[code]) in last["reason"] or os.strerror(code) in last["reason"]
+    assert "start this member again" in last["reason"]
     assert "Traceback" not in member.log()
     member.wrapper = []
     member.start()
