@@ -17,7 +17,7 @@ from tests.jepsen.faults.partitions import Partition, isolate
 CALL_SECONDS = 5.0
 CHANGE_SECONDS = 60.0  # all members must have been connected for some seconds before one may be added
 UPKEEP_SECONDS = (0.1, 0.3)
-PUSHES = 20  # at once, until a log has forgotten
+PUSHES, PUSH_BYTES = 20, 2000  # at once, until a log has forgotten
 NOT_YET = ("unhealthy cluster", "not enough started members", "in sync with leader", "leader changed")
 REMOVED = "has been removed from the cluster"  # what a member says before it ends
 WIPED = "from another data directory"
@@ -227,27 +227,31 @@ class Upkeep(Repeated):
 
 
 class Lagging(Partition):
-    """One is cut off until what it lacks is no longer in the log, so that it needs a snapshot."""
+    """One is cut off until what it lacks is no longer in the log, so that it needs a snapshot. Before it is heard again
+    it is started anew: else what was under way to it on an old connection comes late, and may be all that it lacks."""
 
     layer = ""
     shape = staticmethod(isolate)
 
     def begin(self) -> str:
         what = super().begin()
-        (self.name,) = (name for name in self.system.names if all(name in pair for pair in self.pairs))
-        others = [one for one in self.system.cluster.running if one.name != self.name]
+        self.victim = next(one for one in self.system.cluster.members if all(one.name in pair for pair in self.pairs))
+        others = [one for one in self.system.cluster.running if one is not self.victim]
+        push(others, size=PUSH_BYTES)  # so that the newest segments have something that it lacks
         newest = {one.name: max(_segments(one)) for one in others}
 
         def forgotten() -> bool:
-            push(others, size=2000, count=PUSHES)
+            push(others, size=PUSH_BYTES, count=PUSHES)
             return all(min(_segments(one)) > newest[one.name] for one in others)
 
         wait_for(forgotten, "a log that has forgotten what somebody lacks", CHANGE_SECONDS)
+        self.victim.kill()
+        self.victim.start()
         return what
 
     def healed(self) -> str:
-        victim = next(one for one in self.system.cluster.members if one.name == self.name)
-        wait_for(lambda: "installed a snapshot" in victim.log(), f"{self.name} installs a snapshot")
+        wait_for(lambda: "installed a snapshot" in self.victim.log(), f"{self.victim.name} installs a snapshot")
+        self.victim.wait_ready()
         return super().healed()
 
 
