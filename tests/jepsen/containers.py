@@ -19,14 +19,13 @@ from tests.jepsen.guard import LABEL
 from tests.jepsen.network import Network, NetworkError, run
 
 USER = 10001  # the image's
+OF_HOST = ("LD_PRELOAD", "PYTHONPATH")  # variables that name what the image does not have
 
 
 class Containers(Network):
     backend = "docker"
     lacks: ClassVar[dict[str, str]] = {
         "disk image": "a mount of the harness is not one of the engine's",
-        "libfaketime": "it is not in the image",
-        "older build": "the image is of one build",
     }
 
     def __init__(self, names: list[str]) -> None:
@@ -70,6 +69,18 @@ class Containers(Network):
     def member(self, name: str, *arguments: Any) -> Member:
         return ContainerMember(self, name, *arguments)
 
+    def use_code(self, member: Member, code: Path | None) -> None:
+        """The image's, with other code put before it."""
+        member.environment.pop("PYTHONPATH", None)
+        if code is not None:
+            member.environment["PYTHONPATH"] = str(code)
+
+    def code_of(self, member: Member) -> Path | None:
+        for entry in Path(f"/proc/{member.pid}/environ").read_bytes().split(b"\0"):
+            if entry.startswith(b"PYTHONPATH="):
+                return Path(entry.partition(b"=")[2].decode())
+        return None
+
 
 class ContainerMember(Member):
     """Its process is the client `docker run`, which ends with the container; its pid is that of the container."""
@@ -91,6 +102,7 @@ class ContainerMember(Member):
             *("--network", f"container:{self._network.holder(self.name)}", "--no-healthcheck", "--log-driver=none"),
             *("--cap-drop", "ALL", "--volume", f"{self._path}:{self._path}"),
             *(f"--env={name}={value}" for name, value in self.environment.items()),
+            *(f"--volume={path}:{path}:ro" for name in OF_HOST if (path := self.environment.get(name))),
             *inside,
             IMAGE,
             *self.program[1 if inside else len(PROGRAM) :],

@@ -113,6 +113,14 @@ class Network(Guarded):
         member.wrapper = self.enter(name)
         return member
 
+    def use_code(self, member: Member, code: Path | None) -> None:
+        """Of this directory, from its next start on; None: the harness's own."""
+        member.wrapper = [*self.enter(member.name), *(["env", f"--chdir={code}"] if code is not None else [])]
+
+    def code_of(self, member: Member) -> Path | None:
+        """The directory whose code runs there."""
+        return Path(f"/proc/{member.pid}/cwd").readlink()  # `-m kvstore` is of there
+
     def _name(self, node: str) -> str:
         return f"{self.prefix}-{node}"
 

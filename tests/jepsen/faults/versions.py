@@ -52,32 +52,30 @@ class Rolled(Fault):
         self.build = older_build()
         self.victims = self.pick(self.rng.choice(["one", "minority", "majority", "all"]))
         for member in self.victims:
-            self._restart(member, [*member.wrapper, "env", f"--chdir={self.build}"])
+            self._restart(member, self.build)
         return f"{' '.join(member.name for member in self.victims)}: {self.build.name[:7]}"
 
-    def _restart(self, member: Member, wrapper: list[str]) -> None:
+    def _restart(self, member: Member, code: Path | None) -> None:
         """As an operator does it: told to stop, and the next only when this one is there again."""
         member.stop()
-        member.wrapper = wrapper
+        self.system.network.use_code(member, code)
         member.start()
         member.wait_ready()
 
     def bites(self) -> str:
-        other = [member.name for member in self.victims if _directory(member) != self.build]
-        return f"{other} run {[_directory(member) for member in self.victims]}" if other else ""
+        other = [member.name for member in self.victims if self._code(member) != self.build]
+        return f"{other} run {[self._code(member) for member in self.victims]}" if other else ""
 
     def end(self) -> None:
         for member in self.victims:
-            self._restart(member, member.wrapper[:-2])
+            self._restart(member, None)
 
     def healed(self) -> str:
-        old = [member.name for member in self.system.cluster.members if _directory(member) == self.build]
+        old = [member.name for member in self.system.cluster.members if self._code(member) == self.build]
         return f"{old} are still of the older build" if old else ""
 
-
-def _directory(member: Member) -> Path:
-    """Where it was started: `-m kvstore` is of there."""
-    return Path(f"/proc/{member.pid}/cwd").readlink()
+    def _code(self, member: Member) -> Path | None:
+        return self.system.network.code_of(member)
 
 
 VERSIONS: dict[str, type[Fault]] = {"upgrade": Rolled}
