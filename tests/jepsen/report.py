@@ -19,12 +19,18 @@ from tests.jepsen.record import Call, calls, read
 
 AFTER_SECONDS = 5.0  # to recover: counted to a fault's time without writes, unless another fault begins
 TOGETHER = "two at once"
-SERVER_CODE = ("raft", "kvstore")
+SERVER_CODE = ("raft", "kvstore", ":(exclude)raft/testing", ":(exclude)*.md")  # what results are about
+
+
+def writes(call: Call) -> bool:
+    """Whether its answer shows that something could be written. Nobody waits for an answer to an unlock."""
+    reads = call.f in {"read", "stale", "at", "peek", "keepalive", "unlock"}
+    return call.ok and not reads and (call.f != "txn" or any(step[0] == "append" for step in call.asked))
 
 
 def unavailability(found: list[Call], faults: list[dict[str, Any]], started: int, stopped: int) -> None:
     """Notes at each fault the longest time between two acknowledged writes, in seconds. started, stopped: ns."""
-    answers = sorted((call.returned - started) / 1e9 for call in found if call.ok and call.f != "read")
+    answers = sorted((call.returned - started) / 1e9 for call in found if writes(call))
     nexts = [*(fault["began"] for fault in faults[1:]), (stopped - started) / 1e9]
     for fault, following in zip(faults, nexts, strict=False):  # a run that ended early has none
         end = min(fault["ended"] + AFTER_SECONDS, max(fault["ended"], following))
@@ -67,7 +73,7 @@ def operations(found: list[Call]) -> dict[str, dict[str, int]]:
 
 
 def commit(folders: Sequence[str] = SERVER_CODE) -> str:
-    """Of the code there; with a "+" when the working tree differs from it."""
+    """The last that touched the code there; with a "+" when the working tree differs from it."""
     done = subprocess.run(
         ["git", "log", "-1", "--format=%h", "--", *folders], capture_output=True, text=True, check=False, cwd=ROOT
     )

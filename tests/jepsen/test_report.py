@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from tests.jepsen.judge import LATE_SECONDS, RESUMED_SECONDS, Verdict, judge_availability
 from tests.jepsen.page import page
 from tests.jepsen.record import Call
 from tests.jepsen.report import by_class, longest_gap, quantiles, unavailability
@@ -64,6 +65,32 @@ class Balanced(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         self.text.append(data)
+
+
+def test_what_nobody_has_written_makes_no_time_available() -> None:
+    def done(f: str, at: float, asked: Any = None) -> Call:
+        call = write(at)
+        call.f, call.asked = f, asked
+        return call
+
+    found = [write(0.5), done("stale", 1.0), done("unlock", 1.1), done("txn", 2.0, [["r", "key", None]])]
+    found += [done("txn", 2.5, [["append", "key", 1]]), write(3.0)]
+    faults = [fault("isolate", 0.4, 3.5)]
+    unavailability(found, faults, 100 * SECOND, 104 * SECOND)
+    assert faults[0]["unavailable"] == pytest.approx(2.0)
+
+
+def test_writes_that_resume_late_fail_by_what_was_done() -> None:
+    def after(name: str, seconds: float) -> Verdict:
+        return judge_availability([fault(name, 0.0, 5.0) | {"what": "m1", "unavailable": seconds}])
+
+    assert after("isolate", RESUMED_SECONDS - 0.1).result == "pass"
+    assert "1 within 3.5s" in after("isolate", RESUMED_SECONDS - 0.1).about
+    assert after("isolate", LATE_SECONDS - 0.1).result == "pass"
+    assert after("isolate", LATE_SECONDS + 0.1).result == "FAIL"
+    assert after("clock-speed-all", LATE_SECONDS + 0.1).result == "pass"  # its clocks may be slow
+    assert after("kill-all", LATE_SECONDS + 0.1).result == "pass"  # no majority is left
+    assert after("fp-stall-leader", LATE_SECONDS + 0.1).result == "pass"
 
 
 def test_the_page_tells_what_failed_first_and_shows_hostile_text_as_text() -> None:
