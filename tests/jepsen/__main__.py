@@ -4,6 +4,7 @@ Exit code 0: all verdicts pass. 1: some do not. 2: the harness failed, nothing i
 """
 
 import argparse
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -86,4 +87,9 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    for number in (
+        signal.SIGINT,
+        signal.SIGTERM,
+    ):  # also where a shell has told its background jobs to ignore the first
+        signal.signal(number, signal.default_int_handler)
     sys.exit(main(sys.argv[1:]))

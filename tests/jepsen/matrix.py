@@ -1,25 +1,30 @@
 """python -m tests.jepsen.matrix: runs that nobody has done yet at this commit, until all are done.
 
 Each nemesis with at least two workloads, each workload with at least three nemeses; then everything at random, from
-one seed after the other. Results accumulate in tests/jepsen/recorded/matrix.json by the commit of the server's code;
-stopped at any time, it goes on where it was. A violation is recorded, its run is kept, and the matrix goes on.
+one seed after the other. Results accumulate in tests/jepsen/recorded/matrix.json by the last commit that touched the
+server's code. Stopped at any time (Ctrl-C, SIGTERM), it goes on where it was: a run that is not over is not counted.
+A violation is recorded, its run is kept below build/jepsen/matrix, and the matrix goes on.
 
     --minutes M    stop after the cell in which M minutes are over
+    --list         only say what is left to run
     --table        only write what is recorded to docs/JEPSEN.md
 
-Exit code 0: what was run has passed. 1: some has not. 2: some run of the harness itself failed. 3: not on this machine.
+Exit code 0: all that is recorded of this commit has passed. 1: some has not. 2: some run of the harness itself failed,
+and is lacking. 3: not on this machine. 130: stopped.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
+import signal
 import sys
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import count
-from typing import Any
+from typing import Any, NamedTuple
 
 from tests.jepsen.apart import RECORDED, HarnessFailedError, row, run, write_table
 from tests.jepsen.backends import AUTO, BACKENDS, capabilities, choose
@@ -35,7 +40,19 @@ FOLDER = ROOT / "build" / "jepsen" / "matrix"
 WORKLOADS_EACH, NEMESES_EACH = 2, 3  # at least
 EVERYTHING = "all"
 SEEDS_MIN = 3
-HARNESS_FAILED, CANNOT = 2, 3
+AROUND_SECONDS = {EVERYTHING: 240.0}  # around the time under faults, until some are recorded: start, self-tests, checks
+AROUND_CELL_SECONDS = 20.0
+LOST_MAX = 5  # runs of the harness that fail one after the other: so will the next
+HARNESS_FAILED, CANNOT, STOPPED = 2, 3, 130
+
+
+class Job(NamedTuple):
+    """A run that is to be done, or was."""
+
+    workload: str
+    nemesis: str
+    seed: int
+    seconds: float
 
 
 @dataclass
@@ -51,6 +68,11 @@ class Cell:
     operations: dict[str, int]
     gaps: dict[str, list[float]]
     failed: list[str]  # verdicts that are no pass
+    took: float = 0.0  # seconds, all in all
+
+    @property
+    def job(self) -> Job:
+        return Job(self.workload, self.nemesis, self.seed, self.seconds)
 
     @property
     def faults(self) -> int:
@@ -95,7 +117,7 @@ def save(kept: dict[str, list[Cell]]) -> None:
     RESULTS.write_text("{\n" + ",\n".join(blocks) + "\n}\n")
 
 
-def cell_of(report: dict[str, Any], nemesis: str) -> Cell:
+def cell_of(report: dict[str, Any], nemesis: str, took: float) -> Cell:
     options = report["options"]
     gaps: dict[str, list[float]] = {}
     for fault in report["faults"]:
@@ -114,20 +136,47 @@ def cell_of(report: dict[str, Any], nemesis: str) -> Cell:
         kinds,
         gaps,
         failed,
+        round(took, 1),
     )
 
 
-def next_cell(given: argparse.Namespace, nemeses: Sequence[str], cells: list[Cell], skip: set[Any]) -> Any:
-    """(workload, nemesis, seed, seconds), or None."""
-    pair = next_pair(list(WORKLOADS), nemeses, {(cell.workload, cell.nemesis) for cell in cells} | skip)
+def next_job(given: argparse.Namespace, nemeses: Sequence[str], done: Collection[Job]) -> Job | None:
+    pair = next_pair(list(WORKLOADS), nemeses, {(job.workload, job.nemesis) for job in done})
     if pair is not None:
-        return *pair, given.seed, given.time
-    random = [cell for cell in cells if cell.nemesis == EVERYTHING]
-    if sum(cell.seconds for cell in random) >= given.random_minutes * 60 and len(random) >= SEEDS_MIN:
+        return Job(*pair, given.seed, given.time)
+    random = [job for job in done if job.nemesis == EVERYTHING]
+    if sum(job.seconds for job in random) >= given.random_minutes * 60 and len(random) >= SEEDS_MIN:
         return None
-    used = {cell.seed for cell in random} | {seed for _, what, *rest in skip if what == EVERYTHING for seed in rest}
+    used = {job.seed for job in random}
     seed = next(number for number in count(1) if number not in used)
-    return list(WORKLOADS)[seed % len(WORKLOADS)], EVERYTHING, seed, given.random_time
+    return Job(list(WORKLOADS)[seed % len(WORKLOADS)], EVERYTHING, seed, given.random_time)
+
+
+def plan(given: argparse.Namespace, nemeses: Sequence[str], done: Iterable[Job]) -> Iterator[Job]:
+    """All that is left, in this order."""
+    done = list(done)
+    while (job := next_job(given, nemeses, done)) is not None:
+        yield job
+        done.append(job)
+
+
+def expected_seconds(jobs: Iterable[Job], cells: Iterable[Cell]) -> float:
+    """How long these will take, by what such runs have taken around their time under faults."""
+    around: dict[bool, list[float]] = {True: [], False: []}
+    for cell in cells:
+        if cell.took:
+            around[cell.nemesis == EVERYTHING].append(cell.took - cell.seconds)
+
+    def of(job: Job) -> float:
+        known = around[job.nemesis == EVERYTHING]
+        return sum(known) / len(known) if known else AROUND_SECONDS.get(job.nemesis, AROUND_CELL_SECONDS)
+
+    return sum(job.seconds + of(job) for job in jobs)
+
+
+def hours(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60:02} min"
 
 
 # The tables
@@ -195,20 +244,98 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         prog="python -m tests.jepsen.matrix", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--time", type=float, default=90.0, help="seconds of a cell")
-    parser.add_argument("--random-time", type=float, default=300.0, help="seconds of a run of everything at random")
+    parser.add_argument("--random-time", type=float, default=600.0, help="seconds of a run of everything at random")
     parser.add_argument("--random-minutes", type=float, default=90.0, help="of all such runs together")
     parser.add_argument("--seed", type=int, default=1, help="of the cells of one nemesis")
     parser.add_argument("--minutes", type=float, default=10_000.0)
     parser.add_argument("--backend", choices=[AUTO, *BACKENDS], default=AUTO)
+    parser.add_argument("--list", action="store_true")
     parser.add_argument("--table", action="store_true")
     return parser.parse_args(arguments)
 
 
+class Matrix:
+    """What is recorded of this commit, and what is done about the rest."""
+
+    def __init__(self, given: argparse.Namespace, backend: str, nemeses: Sequence[str]) -> None:
+        self.given = given
+        self.backend = backend
+        self.nemeses = nemeses
+        self.at = commit()
+        self.lost: list[Job] = []  # runs of the harness that failed, since the last that did not
+        self.lacking: list[Job] = []  # all of them
+
+    @property
+    def cells(self) -> list[Cell]:
+        return load().get(self.at, [])
+
+    @property
+    def left(self) -> list[Job]:
+        # What is lacking has not been run for any time: another seed takes its place.
+        done = [*(cell.job for cell in self.cells), *(job._replace(seconds=0.0) for job in self.lacking)]
+        return list(plan(self.given, self.nemeses, done))
+
+    def tell(self) -> None:
+        """How much is left."""
+        left = self.left
+        cells = [job for job in left if job.nemesis != EVERYTHING]
+        print(
+            f"commit {self.at}: {len(self.cells)} runs recorded; left: {len(cells)} cells and {len(left) - len(cells)} "
+            f"runs of everything at random, about {self.until(left)}",
+            flush=True,
+        )
+
+    def until(self, left: list[Job]) -> str:
+        return hours(expected_seconds(left, self.cells))
+
+    def run(self, end: float) -> None:
+        """All that is left; what the harness has failed at is tried once more at the end."""
+        for last in (False, True):
+            while time.monotonic() < end and len(self.lost) < LOST_MAX and (left := self.left):
+                self.run_one(left[0], len(left))
+            if last or not self.lacking or time.monotonic() >= end or len(self.lost) >= LOST_MAX:
+                return
+            self.lacking.clear()
+
+    def run_one(self, job: Job, left: int) -> None:
+        out = FOLDER / self.at / f"{job.workload}-{job.nemesis}-{job.seed}"
+        name = f"{time.strftime('%H:%M:%S')} {job.workload:<10} {job.nemesis:<20} seed {job.seed}"
+        flags = {"workload": job.workload, "nemesis": job.nemesis, "seed": job.seed, "backend": self.backend}
+        begun = time.monotonic()
+        try:
+            report = run(out, job.seconds, **flags)
+            if report["commit"] != self.at:
+                raise HarnessFailedError(f"the server's code was of {self.at}, and in the end of {report['commit']}")
+        except HarnessFailedError as error:
+            print(f"{name} HARNESS {error}\n{out}", flush=True)
+            self.lost.append(job)
+            self.lacking.append(job)
+            return
+        self.lost.clear()
+        cell = cell_of(report, job.nemesis, time.monotonic() - begun)
+        kept = load()  # another clone's results may have been merged meanwhile
+        kept.setdefault(self.at, []).append(cell)
+        save(kept)
+        write_table("matrix", document(kept))
+        longest = max((gap for gaps in cell.gaps.values() for gap in gaps), default=0.0)
+        verdict = f"FAIL {', '.join(cell.failed)}\n{out}" if cell.failed else "pass"
+        print(
+            f"{name} {cell.faults:>4} faults {cell.operations['ok']:>7,} ok, no write for {longest:4.1f} s at most, "
+            f"{cell.took:4.0f} s; left: {left - 1}, {self.until(self.left)}  {verdict}",
+            flush=True,
+        )
+        if not cell.failed:  # its page and history are of no use to anybody
+            shutil.rmtree(out)
+
+    @property
+    def code(self) -> int:
+        return 1 if any(cell.failed for cell in self.cells) else HARNESS_FAILED if self.lacking else 0
+
+
 def main(arguments: list[str]) -> int:
     given = parse(arguments)
-    kept = load()
     if given.table:
-        write_table("matrix", document(kept))
+        write_table("matrix", document(load()))
         return 0
     found = probe()
     backend = choose(given.backend, found)
@@ -216,34 +343,31 @@ def main(arguments: list[str]) -> int:
         return CANNOT
     nemeses, skipped = possible(tuple(FAULTS), capabilities(backend, found))
     for name, why in skipped.items():
-        print(f"SKIPPED   {name:<14} {why}")
-    at, end = commit(), time.monotonic() + given.minutes * 60
-    worst, skip = 0, set[Any]()
-    while time.monotonic() < end:
-        cells = kept.setdefault(at, [])
-        cell = next_cell(given, nemeses, cells, skip)
-        if cell is None:
-            break
-        workload, nemesis, seed, seconds = cell
-        out = FOLDER / f"{workload}-{nemesis}-{seed}"
-        flags = {"workload": workload, "nemesis": nemesis, "seed": seed, "backend": backend}
-        try:
-            result = cell_of(run(out, seconds, **flags), nemesis)
-        except HarnessFailedError as error:
-            print(f"HARNESS   {workload} {nemesis} seed {seed}: {error}", flush=True)
-            skip.add((workload, nemesis) if nemesis != EVERYTHING else (workload, nemesis, seed))
-            worst = max(worst, HARNESS_FAILED)
-            continue
-        kept = load()  # another clone's results may have been merged meanwhile
-        kept.setdefault(at, []).append(result)
-        save(kept)
-        write_table("matrix", document(kept))
-        verdict = f"FAIL {', '.join(result.failed)}" if result.failed else "pass"
-        print(f"{workload:<10} {nemesis:<18} seed {seed} {result.faults:>4} faults  {verdict}", flush=True)
-        worst = max(worst, bool(result.failed))
-    print(f"commit {at}: {len(kept.get(at, []))} runs recorded")
-    return worst
+        print(f"SKIPPED   {name:<20} {why}")
+    matrix = Matrix(given, backend, nemeses)
+    matrix.tell()
+    if given.list:
+        for job in matrix.left:
+            print(f"{job.workload:<10} {job.nemesis:<20} seed {job.seed} {job.seconds:.0f} s")
+        return 0
+    try:
+        matrix.run(time.monotonic() + given.minutes * 60)
+    except KeyboardInterrupt:
+        print("stopped: what is not over is not counted; the same command goes on", flush=True)
+        return STOPPED
+    for job in matrix.lacking:
+        print(f"lacking   {job.workload} {job.nemesis} seed {job.seed}: the harness failed; to be run again")
+    for cell in matrix.cells:
+        if cell.failed:
+            print(f"FAIL      {cell.workload} {cell.nemesis} seed {cell.seed}: {', '.join(cell.failed)}")
+    matrix.tell()
+    return matrix.code
 
 
 if __name__ == "__main__":
+    for number in (
+        signal.SIGINT,
+        signal.SIGTERM,
+    ):  # also where a shell has told its background jobs to ignore the first
+        signal.signal(number, signal.default_int_handler)
     sys.exit(main(sys.argv[1:]))

@@ -114,7 +114,7 @@ def change(system: System, options: Options) -> None:
         elif options.backend == Network.backend:
             member.arguments.append(f"--raft-trace={trace_of(member)}")
         if options.code:
-            member.wrapper += ["env", f"--chdir={options.code}"]
+            system.network.use_code(member, Path(options.code))
 
 
 def trace_of(member: Member) -> Path:
@@ -177,7 +177,7 @@ class Run:
             }
             able = [name for name in able if name not in self.skipped]
         for name, why in self.skipped.items():
-            print(f"SKIPPED   {name:<14} {why}")
+            print(f"SKIPPED   {name:<20} {why}")
         if self.options.nemeses and not able:
             raise HarnessError("none of these faults can be had here")
         names = [*(f"m{number + 1}" for number in range(self.options.members)), "clients"]

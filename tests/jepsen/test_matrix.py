@@ -5,7 +5,20 @@ from collections import Counter
 import pytest
 
 from tests.jepsen.faults import FAULTS
-from tests.jepsen.matrix import NEMESES_EACH, WORKLOADS_EACH, Cell, Pair, document, next_pair
+from tests.jepsen.matrix import (
+    EVERYTHING,
+    NEMESES_EACH,
+    SEEDS_MIN,
+    WORKLOADS_EACH,
+    Cell,
+    Job,
+    Pair,
+    document,
+    expected_seconds,
+    next_pair,
+    parse,
+    plan,
+)
 from tests.jepsen.workloads import WORKLOADS
 
 
@@ -35,6 +48,36 @@ def test_what_is_new_tomorrow_is_all_that_is_run_tomorrow() -> None:
     assert complete(["a", "b"], ["x", "y", "z"], done) == []
     assert {nemesis for _, nemesis in complete(["a", "b"], ["x", "y", "z", "new"], done)} == {"new"}
     assert {workload for workload, _ in complete(["a", "b", "new"], ["x", "y", "z"], done)} == {"new"}
+
+
+def cell(job: Job, took: float = 0.0) -> Cell:
+    return Cell(*job, "netns", 5, {"ok": 10}, {}, [], took)
+
+
+def test_the_plan_ends_with_everything_at_random_and_goes_on_where_it_was() -> None:
+    given = parse([])
+    whole = list(plan(given, ["x", "y", "z"], []))
+    random = [job for job in whole if job.nemesis == EVERYTHING]
+    assert whole[-len(random) :] == random
+    assert len({job.seed for job in random}) == len(random) >= SEEDS_MIN
+    assert sum(job.seconds for job in random) >= given.random_minutes * 60
+    for done in (3, len(whole) - 2, len(whole)):
+        assert list(plan(given, ["x", "y", "z"], whole[:done])) == whole[done:]
+
+
+def test_a_random_run_that_the_harness_lost_is_made_good_by_another_seed() -> None:
+    given = parse([])
+    whole = list(plan(given, ["x"], []))
+    lost = whole[-1]._replace(seconds=0.0)
+    (instead,) = plan(given, ["x"], [*whole[:-1], lost])
+    assert instead.seed not in {job.seed for job in whole if job.nemesis == EVERYTHING}
+
+
+def test_what_is_left_is_expected_to_take_as_long_as_what_was() -> None:
+    job, random = Job("register", "x", 1, 90.0), Job("set", EVERYTHING, 1, 600.0)
+    known = [cell(job, 100.0), cell(job, 104.0), cell(random, 900.0), cell(job)]  # the last is of an older format
+    assert expected_seconds([job, job, random], known) == 102.0 * 2 + 900.0
+    assert expected_seconds([job], []) > 90.0
 
 
 def test_a_violation_is_told() -> None:
