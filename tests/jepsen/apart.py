@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -60,9 +61,16 @@ def row(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def replace(path: Path, text: str) -> None:
+    """Whole or not at all: hours of results are in there, and an interruption may come at any time."""
+    new = path.with_suffix(".new")
+    new.write_text(text)
+    os.replace(new, path)
+
+
 def write_table(name: str, table: str) -> None:
     """Between the two comments of that name."""
     begin, end = f"<!-- {name}: made by `make jepsen-{name}` -->", f"<!-- end of {name} -->"
     before, found, rest = DOCUMENT.read_text().partition(begin)
     assert found, f"{DOCUMENT.name} has no place for {name}"
-    DOCUMENT.write_text(f"{before}{begin}\n\n{table}\n\n{end}{rest.partition(end)[2]}")
+    replace(DOCUMENT, f"{before}{begin}\n\n{table}\n\n{end}{rest.partition(end)[2]}")

@@ -26,7 +26,7 @@ from dataclasses import asdict, dataclass
 from itertools import count
 from typing import Any, NamedTuple
 
-from tests.jepsen.apart import RECORDED, HarnessFailedError, row, run, write_table
+from tests.jepsen.apart import RECORDED, HarnessFailedError, replace, row, run, write_table
 from tests.jepsen.backends import AUTO, BACKENDS, capabilities, choose
 from tests.jepsen.faults import FAULTS
 from tests.jepsen.guard import ROOT
@@ -40,8 +40,8 @@ FOLDER = ROOT / "build" / "jepsen" / "matrix"
 WORKLOADS_EACH, NEMESES_EACH = 2, 3  # at least
 EVERYTHING = "all"
 SEEDS_MIN = 3
-AROUND_SECONDS = {EVERYTHING: 240.0}  # around the time under faults, until some are recorded: start, self-tests, checks
-AROUND_CELL_SECONDS = 20.0
+AROUND_SECONDS = {EVERYTHING: 180.0}  # around the time under faults, until some are recorded: start, self-tests, checks
+AROUND_CELL_SECONDS = 15.0
 LOST_MAX = 5  # runs of the harness that fail one after the other: so will the next
 HARNESS_FAILED, CANNOT, STOPPED = 2, 3, 130
 
@@ -114,7 +114,7 @@ def save(kept: dict[str, list[Cell]]) -> None:
     for at, cells in kept.items():
         lines = ",\n".join("  " + json.dumps(asdict(cell)) for cell in cells)
         blocks.append(f" {json.dumps(at)}: [\n{lines}\n ]")
-    RESULTS.write_text("{\n" + ",\n".join(blocks) + "\n}\n")
+    replace(RESULTS, "{\n" + ",\n".join(blocks) + "\n}\n")
 
 
 def cell_of(report: dict[str, Any], nemesis: str, took: float) -> Cell:
@@ -228,7 +228,9 @@ def document(kept: dict[str, list[Cell]]) -> str:
     lines: list[str] = []
     for at, cells in reversed(kept.items()):
         backends = ", ".join(sorted({cell.backend for cell in cells}))
-        lines += [f"Commit {at}, five members, backend {backends}:", "", *workload_table(cells), ""]
+        seeds = ", ".join(map(str, sorted({cell.seed for cell in cells if cell.nemesis != EVERYTHING})))
+        where = f"five members, backend {backends}, seed {seeds} where no other is told"
+        lines += [f"Commit {at}, {where}:", "", *workload_table(cells), ""]
         lines += [
             f"- {cell.workload}, {cell.nemesis}, seed {cell.seed}: {', '.join(cell.failed)}"
             for cell in cells
@@ -271,9 +273,9 @@ class Matrix:
 
     @property
     def left(self) -> list[Job]:
-        # What is lacking has not been run for any time: another seed takes its place.
-        done = [*(cell.job for cell in self.cells), *(job._replace(seconds=0.0) for job in self.lacking)]
-        return list(plan(self.given, self.nemeses, done))
+        """What was run for less time is not done. What is lacking was run for none: another seed takes its place."""
+        done = [cell.job for cell in self.cells if cell.nemesis == EVERYTHING or cell.seconds >= self.given.time]
+        return list(plan(self.given, self.nemeses, [*done, *(job._replace(seconds=0.0) for job in self.lacking)]))
 
     def tell(self) -> None:
         """How much is left."""
