@@ -2,17 +2,23 @@
 
 import getpass
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from kvstore.client.types import Header
 from kvstore.kvctl.failures import usage
 from kvstore.kvctl.formats import base64_text, present, quote, write, write_json, write_table
 from kvstore.kvctl.printers import header_fields, header_json
 from kvstore.kvctl.session import Session
-from kvstore.kvctl.settings import WriteOut
+from kvstore.kvctl.settings import WriteOut, flag
 
 if TYPE_CHECKING:
     from kvstore.client.auth import Names, Permission, Role
+
+Interactive = Annotated[
+    str, typer.Option("--interactive", metavar="true|false", help="false: the password is a line of input.")
+]
 
 _TYPES = {"read": 0, "write": 1, "readwrite": 2}
 _OPEN_END = b"\0"
@@ -80,9 +86,9 @@ def _prefix_text(permission: "Permission") -> bytes:
     return b" (prefix " + key + b")" if key and permission.range_end == prefix_end(key) else b""
 
 
-def new_password(interactive: bool) -> str:
-    """Typed twice, or one line of standard input."""
-    if not interactive:
+def new_password(interactive: str) -> str:
+    """Typed twice, or one line of standard input. interactive: as the flag's text."""
+    if not flag("interactive", interactive):
         return sys.stdin.readline().rstrip("\r\n")
     password = getpass.getpass("Password: ")
     if password != getpass.getpass("Type the password again: "):

@@ -2,10 +2,9 @@ from typing import Annotated
 
 import typer
 
-from kvstore.kvctl.auth import new_password, write_done
+from kvstore.kvctl.auth import Interactive, new_password, write_done
 from kvstore.kvctl.failures import usage
 from kvstore.kvctl.session import Session
-from kvstore.kvctl.settings import flag
 
 
 async def user_add(
@@ -15,9 +14,7 @@ async def user_add(
         bool, typer.Option("--no-password", help="Known by the common name of its certificate only.")
     ] = False,
     new_user_password: Annotated[str, typer.Option(help="The password, instead of asking for it.")] = "",
-    interactive: Annotated[
-        str, typer.Option("--interactive", metavar="true|false", help="false: the password is a line of input.")
-    ] = "true",
+    interactive: Interactive = "true",
 ) -> None:
     """Add a user.
 
@@ -31,9 +28,7 @@ async def user_add(
     name, colon, given = wanted.partition(":")
     if not name:
         raise usage("a user needs a name; want NAME or NAME:PASSWORD")
-    password = (
-        None if no_password else given if colon else new_user_password or new_password(flag("interactive", interactive))
-    )
+    password = None if no_password else given if colon else new_user_password or new_password(interactive)
     if password == "":
         raise usage("an empty password is not allowed; --no-password makes a user that has none")
     async with session.client() as client:
