@@ -47,7 +47,7 @@ CHANNEL_OPTIONS = [
     ("grpc.initial_reconnect_backoff_ms", 50),
     ("grpc.min_reconnect_backoff_ms", 500),  # how long one attempt to connect may take
     ("grpc.max_reconnect_backoff_ms", 200),
-    ("grpc.keepalive_time_ms", 1000),
+    ("grpc.keepalive_time_ms", 6000),  # servers take one ping in 5 s, and hang up on who sends more
     ("grpc.keepalive_timeout_ms", 1000),
     ("grpc.max_receive_message_length", -1),
 ]
