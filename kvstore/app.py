@@ -121,19 +121,10 @@ async def _serve(config: ServerConfig) -> int:
     server = KvServer(config, member, transport, tracer=_raft_tracer(config))
     rpc, http = _make_ports(config, server, front)
     services = register(rpc, server)
-    failed = asyncio.create_task(server.wait_failed())
-    stop = asyncio.create_task(stopping.wait())
     services.start()
     admin = await _open_admin(config, server, lag)
     starting = asyncio.create_task(_start(config, server, rpc, http))
-    await asyncio.wait([failed, stop, starting], return_when=asyncio.FIRST_COMPLETED)
-    if not failed.done() and not stop.done():
-        error = starting.exception()
-        if error is not None:
-            die(error)
-        await asyncio.wait([failed, stop], return_when=asyncio.FIRST_COMPLETED)
-    if failed.done():
-        die(failed.result())
+    await _until_stopped(server, starting, stopping)
     starting.cancel()
     log.info("stopping")
     await server.hand_over()
@@ -151,6 +142,20 @@ async def _serve(config: ServerConfig) -> int:
         lag.close()
     log.info("stopped")
     return 0
+
+
+async def _until_stopped(server: "KvServer", starting: "asyncio.Task[None]", stopping: asyncio.Event) -> None:
+    """Until a signal has come. A member that fails, or cannot start, dies here."""
+    failed = asyncio.create_task(server.wait_failed())
+    stop = asyncio.create_task(stopping.wait())
+    await asyncio.wait([failed, stop, starting], return_when=asyncio.FIRST_COMPLETED)
+    if not failed.done() and not stop.done():
+        error = starting.exception()
+        if error is not None:
+            die(error)
+        await asyncio.wait([failed, stop], return_when=asyncio.FIRST_COMPLETED)
+    if failed.done():
+        die(failed.result())
 
 
 def _make_ports(config: ServerConfig, server: "KvServer", front: str) -> "tuple[RpcServer, HttpPorts]":
