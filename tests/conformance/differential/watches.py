@@ -17,7 +17,7 @@ from tests.conformance.differential.coverage import Coverage
 from tests.conformance.differential.known import COMPACTED
 from tests.conformance.differential.sides import Answer, Metadata, Side, WatchSide, text
 
-REPLY_SECONDS = 40.0  # for something that must come: far above what it takes
+REPLY_SECONDS = 10.0  # for something that must come: far above what it takes
 
 
 class Difference(Exception):
