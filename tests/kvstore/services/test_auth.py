@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import bcrypt
 import grpc.aio
 import pytest
 import structlog
@@ -131,7 +132,7 @@ async def test_a_login_costs_the_loop_nothing_and_waits_in_a_bounded_queue(
 
 async def test_nobody_is_told_by_the_time_that_a_user_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     checked = []
-    monkeypatch.setattr(passwords_module.bcrypt, "checkpw", lambda password, hashed: checked.append(hashed) or True)
+    monkeypatch.setattr(bcrypt, "checkpw", lambda password, hashed: checked.append(hashed) or True)
     passwords = Passwords(4)
     assert not await passwords.fits("x", b"")
     assert len(checked) == 1
