@@ -58,7 +58,6 @@ class Fault:
     layer = ""  # faults of two layers can be there at once; "": none beside it
     ours = False  # only our own members can be asked what it asks
     leaves_majority = False  # of members that run and reach each other at full speed
-    stalls = 0.0  # seconds for which nothing is written while it leads on, by what is done to the leader
 
     def __init__(self, system: System, rng: random.Random) -> None:
         self.system = system

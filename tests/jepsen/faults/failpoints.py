@@ -106,14 +106,13 @@ class Crash(Fault):
         return ""
 
 
-def armed(how_many: str, *, leaves_majority: bool = True, stalls: float = 0.0, **points: str) -> type[Armed]:
-    more = {"leaves_majority": leaves_majority, "stalls": stalls}
-    return type("Armed", (Armed,), {"how_many": how_many, "points": points, **more})
+def armed(how_many: str, *, leaves_majority: bool = True, **points: str) -> type[Armed]:
+    return type("Armed", (Armed,), {"how_many": how_many, "points": points, "leaves_majority": leaves_majority})
 
 
 FAILPOINTS: dict[str, type[Fault]] = {
     "fp-crash": Crash,
-    "fp-stall-leader": armed("leader", stalls=4.0, raftBeforeSave="1*sleep(4000)"),
+    "fp-stall-leader": armed("leader", raftBeforeSave="1*sleep(4000)"),
     "fp-freeze-leader": armed("leader", walBeforeSync="1*sleep(4000)"),
     "fp-streams": armed("all", leaves_majority=False, peerBeforeWrite="2%error", peerAfterRead="2%error"),
     "fp-slow-apply": armed("minority", raftBeforeApply="50%sleep(100)"),
