@@ -28,7 +28,8 @@ from typing import Any, NamedTuple
 
 from tests.jepsen.apart import RECORDED, HarnessFailedError, replace, row, run, write_table
 from tests.jepsen.backends import AUTO, BACKENDS, capabilities, choose
-from tests.jepsen.faults import FAULTS
+from tests.jepsen.faults import FAULTS, NEMESES
+from tests.jepsen.faults.scenarios import SCENARIOS
 from tests.jepsen.guard import ROOT
 from tests.jepsen.probe import probe
 from tests.jepsen.report import TOGETHER, commit, quantiles
@@ -192,7 +193,7 @@ def fault_table(cells: list[Cell]) -> list[str]:
         row(["fault", "workloads", "times", "p50", "p99", "max"]),
         row(["---", "---", *["---:"] * 4]),
     ]
-    for name in [*FAULTS, TOGETHER]:
+    for name in [*NEMESES, TOGETHER]:
         having = [cell for cell in cells if name in cell.gaps]
         if having:
             took = quantiles(gap for cell in having for gap in cell.gaps[name])
@@ -251,6 +252,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=1, help="of the cells of one nemesis")
     parser.add_argument("--minutes", type=float, default=10_000.0)
     parser.add_argument("--backend", choices=[AUTO, *BACKENDS], default=AUTO)
+    parser.add_argument("--scenarios", action="store_true", help="also the scenarios that are no fault of another name")
     parser.add_argument("--list", action="store_true")
     parser.add_argument("--table", action="store_true")
     return parser.parse_args(arguments)
@@ -343,7 +345,8 @@ def main(arguments: list[str]) -> int:
     backend = choose(given.backend, found)
     if backend is None:
         return CANNOT
-    nemeses, skipped = possible(tuple(FAULTS), capabilities(backend, found))
+    wanted = [*FAULTS, *(name for name, fault in SCENARIOS.items() if given.scenarios and fault not in FAULTS.values())]
+    nemeses, skipped = possible(tuple(wanted), capabilities(backend, found))
     for name, why in skipped.items():
         print(f"SKIPPED   {name:<20} {why}")
     matrix = Matrix(given, backend, nemeses)
