@@ -14,6 +14,7 @@ import pytest
 
 from tests.e2e.cluster import wait_for
 from tests.jepsen import guard
+from tests.jepsen.backends import capabilities
 from tests.jepsen.faults import FAULTS, System
 from tests.jepsen.faults.clocks import CLOCKS
 from tests.jepsen.faults.disks import DISKS
@@ -152,18 +153,20 @@ INTERRUPTED = [
     *(("netns", number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)),
     *(("docker", number) for number in (signal.SIGINT, signal.SIGKILL)),
 ]
+BEGIN_SECONDS = 300  # until the first fault: an image may be built before
 # Three members and the clients. With an engine of our own also that, the holders of the namespaces, all shims.
 PROCESSES_MIN = {"netns": 4, "docker": 12}
 
 
 @pytest.mark.long
+@pytest.mark.timeout(BEGIN_SECONDS + 150)
 @pytest.mark.parametrize("nemesis", ["isolate", "disk-hang-majority"])
 @pytest.mark.parametrize(("backend", "number"), INTERRUPTED, ids=[f"{one}-{two.name}" for one, two in INTERRUPTED])
 def test_nothing_is_left_of_an_interrupted_run(
     tmp_path: Path, backend: str, number: signal.Signals, nemesis: str
 ) -> None:
     """Interrupted in the middle of a fault, with members and clients at work."""
-    if why := missing((*BACKENDS[backend], *FAULTS[nemesis].needs), probe()):
+    if why := missing((*BACKENDS[backend], *FAULTS[nemesis].needs), capabilities(backend, probe())):
         pytest.skip(f"backend {backend}: {why}")
     command = ["--members=3", f"--nemesis={nemesis}", "--time=60", f"--backend={backend}", f"--out={tmp_path}"]
     with (tmp_path / "out.txt").open("wb") as out:
@@ -173,7 +176,10 @@ def test_nothing_is_left_of_an_interrupted_run(
     prefix = guard.prefix_of(harness.pid)
     faults = tmp_path / "register-1" / "faults.jsonl"
     try:
-        wait_for(lambda: faults.exists() and faults.stat().st_size, "a fault", 300)  # an image may be built first
+        wait_for(
+            lambda: harness.poll() is not None or (faults.exists() and faults.stat().st_size), "a fault", BEGIN_SECONDS
+        )
+        assert harness.poll() is None, (tmp_path / "out.txt").read_text()
         pids = {*guard.processes_in(inodes(prefix)), *guard.processes_of(guard.cgroups(prefix))}
         assert len(pids) >= PROCESSES_MIN[backend]
         harness.send_signal(number)
