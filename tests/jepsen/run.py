@@ -146,6 +146,8 @@ def show(fault: Fault) -> list[str]:
     what = fault.begin()
     try:
         blunt = fault.bites()
+    except AssertionError as error:  # waited for in vain: that says nothing about the members
+        blunt = str(error)
     finally:
         fault.end()
     sick = fault.healed()

@@ -100,6 +100,11 @@ class Nothing(Partition):
         return "nothing"
 
 
+class Late(Nothing):
+    def bites(self) -> str:
+        raise AssertionError("waited in vain")
+
+
 class Forever(Partition):
     shape = staticmethod(isolate)
 
@@ -111,6 +116,7 @@ def test_a_fault_that_does_nothing_or_never_ends_is_noticed(netns: dict[str, str
     with network_of(3) as network:
         system = make_system(network, 3, tmp_path)
         assert "does not bite" in show(Nothing(system, random.Random(1)))[0]
+        assert "does not bite: waited in vain" in show(Late(system, random.Random(1)))[0]
         assert "does not heal" in show(Forever(system, random.Random(1)))[0]
 
 
