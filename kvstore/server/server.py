@@ -283,7 +283,7 @@ class KvServer:
 
     @property
     def is_learner(self) -> bool:
-        own = self.peers.own
+        own = self.peers.member(self.member_id)  # also while it is behind its own addition
         return own is not None and own.is_learner
 
     async def move_leader(self, to: int) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Final, NoReturn
 
 import grpc
 
-from kvstore.errors import Code, KvError
+from kvstore.errors import STOPPED
 from kvstore.rpc.address import listen
 from kvstore.rpc.base import Http1
 from kvstore.rpc.nghttp2.calls import CallsMethod
@@ -28,7 +28,6 @@ from kvstore.rpc.tls import RELOAD_SECONDS, LiveTls, ServerTls
 VERSIONS_MAX: Final = 100  # of clients, remembered when they have gone: what they say is theirs to choose
 PATHS_MAX: Final = 1_000  # remembered; a client may ask for any number of methods that are none
 BACKLOG: Final = 4096  # connections the kernel holds while the loop is busy
-STOPPED: Final = KvError(Code.UNAVAILABLE, "grpc: the server is stopping")
 
 
 class _Details(grpc.HandlerCallDetails):

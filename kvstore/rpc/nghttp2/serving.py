@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
-from kvstore.errors import Code, KvError
+from kvstore.errors import INVALID_CLIENT_API_VERSION, Code, KvError
 from kvstore.rpc.admission import Admission
 from kvstore.rpc.generated import common_name
 from kvstore.rpc.nghttp2 import engine, metadata
@@ -233,6 +233,10 @@ class ServerSession(Session):
             text = f"grpc: Decompressor is not installed for grpc-encoding {encoding.decode('latin-1')!r}"
             status = metadata.status_headers(KvError(Code.UNIMPLEMENTED, text))
             return (*RESPONSE, *status, (b"grpc-accept-encoding", ACCEPTED))
+        try:
+            found.get(API_VERSION, b"").decode()
+        except UnicodeDecodeError:  # of which older etcds die
+            return (*RESPONSE, *metadata.status_headers(INVALID_CLIENT_API_VERSION))
         return None
 
     def _overload(self) -> KvError | None:

@@ -10,6 +10,7 @@ from typing import Any
 import ngh2
 import pytest
 
+from kvstore.errors import INVALID_CLIENT_API_VERSION
 from tests.kvstore.rpc.ends import Ends, Files, error_of, method, soon, until
 from tests.kvstore.rpc.pairs import NGHTTP2, Pair
 from tests.kvstore.rpc.raw import (
@@ -371,3 +372,15 @@ async def test_a_request_that_is_not_grpc(raw: Raw, name: bytes, value: bytes | 
         stream_id = client.connection.send_request([(key, found) for key, found in pairs if found], end_stream=True)
         await client.until(lambda: client.has_ended(stream_id))
         assert client.head(stream_id)[b":status"] == status
+
+
+async def test_a_version_of_a_client_that_is_no_text(raw: Raw) -> None:
+    """Older etcds die of it."""
+    front = await raw()
+    async with await Client.open(front.port) as client:
+        for version, status in ((b"\xff\xfe", b"3"), ("\u00e9".encode(), b"0"), (b"3.5.1", b"0")):
+            stream_id = client.ask(b"hello", [*REQUEST, (b"client-api-version", version)])
+            await client.until(lambda stream_id=stream_id: client.has_ended(stream_id))  # type: ignore[misc]
+            assert client.head(stream_id)[b"grpc-status"] == status
+        assert client.head(1)[b"grpc-message"].decode() == INVALID_CLIENT_API_VERSION.message
+        assert len(front.batches) == 2

@@ -238,6 +238,16 @@ async def test_a_client_that_goes_closes_its_stream(front: Front, caplog: pytest
     assert "Traceback" not in caplog.text
 
 
+async def test_stop_answers_calls_that_wait_longer_than_its_grace(front: Front, ends: Ends) -> None:
+    call = front.ask(b"hold")
+    await until(lambda: bool(front.held))
+    await asyncio.wait_for(front.server.stop(0.05), SECONDS)
+    status = await error_of(call)
+    assert status.code is grpc.StatusCode.UNAVAILABLE
+    if ends.pair.server == NGHTTP2:
+        assert status.details == STOPPED.message
+
+
 async def test_stop_ends_streams_and_does_not_wait_for_them(front: Front, caplog: pytest.LogCaptureFixture) -> None:
     call = front.chat()
     await call.write(b"x")

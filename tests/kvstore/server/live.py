@@ -57,7 +57,8 @@ class LiveMember:
         self.failed: BaseException | None = None
         self.running = False
 
-    async def start(self) -> None:
+    async def open(self) -> None:
+        """The first half of `start`."""
         self.member: OpenMember = await open_member(self.config)
         identity = self.member.identity
         self.id = identity.member_id
@@ -68,6 +69,9 @@ class LiveMember:
             channel_factory=make_peer_channel,
         )
         self.server = KvServer(self.config, self.member, transport)
+
+    async def start(self) -> None:
+        await self.open()
         self._rpc = make_server()
         self._services = register(self._rpc, self.server)
         self._services.start()

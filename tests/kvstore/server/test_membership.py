@@ -59,6 +59,20 @@ async def test_a_learner_joins_is_promoted_and_the_leader_leaves(tmp_path: Path)
             assert await names(member) == sorted(one.config.name for one in live.running)
 
 
+async def test_a_learner_knows_that_it_is_one_before_the_log_tells_it(tmp_path: Path) -> None:
+    """It would serve as a voter until then."""
+    async with Live(tmp_path, 1) as live:
+        leader = await live.leader()
+        peer_url = f"http://127.0.0.1:{free_ports(1)[0]}"
+        await leader.cluster.MemberAdd(pb.MemberAddRequest(peerURLs=[peer_url], isLearner=True))
+        new = LiveMember(live.config("m2", peer_url, initial_cluster_state="existing"))
+        await new.open()
+        assert new.server.peers.own is None
+        assert new.server.is_learner
+        new.member.store.close()
+        new.member.release()
+
+
 async def test_a_learner_answers_only_what_may_be_stale(tmp_path: Path) -> None:
     async with Live(tmp_path, 1) as live:
         leader = await live.leader()
