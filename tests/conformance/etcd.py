@@ -51,14 +51,18 @@ class EtcdCluster:
         self._folder = folder
         self._program = program
         self._flags = [*flags, f"--heartbeat-interval={heartbeat_ms}", f"--election-timeout={election_ms}"]
-        self._processes: list[subprocess.Popen[bytes]] = []
+        self._processes: dict[int, subprocess.Popen[bytes]] = {}
 
     @property
     def pids(self) -> list[int]:
-        return [process.pid for process in self._processes]
+        return [self.pid(number) for number in sorted(self._processes)]
+
+    def pid(self, number: int) -> int:
+        return self._processes[number].pid
 
     def start(self) -> None:
-        self._processes = [self._spawn(number) for number in range(len(self.peer_urls))]
+        for number in range(len(self.peer_urls)):
+            self.start_member(number)
         wait_healthy(self.client_urls)
 
     def kill(self, number: int) -> None:
@@ -67,7 +71,7 @@ class EtcdCluster:
         self._processes[number].wait()
 
     def start_member(self, number: int) -> None:
-        """Again, after it was killed; returns at once."""
+        """Alone, or again after it was killed; returns at once."""
         self._processes[number] = self._spawn(number)
 
     def _spawn(self, number: int) -> subprocess.Popen[bytes]:
@@ -77,7 +81,7 @@ class EtcdCluster:
     def join(self, name: str, client_url: str, peer_url: str) -> None:
         """Start one more, which has been added."""
         process = self._run(name, client_url, peer_url, [*self._first(), f"{name}={peer_url}"], "existing")
-        self._processes.append(process)
+        self._processes[len(self._processes)] = process
 
     def _first(self) -> list[str]:
         return [f"m{number}={url}" for number, url in enumerate(self.peer_urls, 1)]
@@ -97,9 +101,9 @@ class EtcdCluster:
             return subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
 
     def stop(self) -> None:
-        for process in self._processes:
+        for process in self._processes.values():
             process.kill()
-        for process in self._processes:
+        for process in self._processes.values():
             process.wait()
 
 

@@ -13,7 +13,7 @@ What differs on purpose, so the normaliser names it instead of comparing it:
 """
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -25,14 +25,14 @@ from tests.e2e.cluster import Cluster, Member
 
 
 class OurCluster:
-    """Three of our members, in the order of their ids as the transcripts expect."""
+    """Our members, in the order of their ids as the transcripts expect."""
 
     version = "3.6.0"
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, size: int = 3, flags: Sequence[str] = ()) -> None:
         # Ids follow from the ports, and ports are given by chance: one draw of six is in order.
         while True:
-            cluster = Cluster(3, path, flags=[f"--initial-cluster-token={TOKEN}"])
+            cluster = Cluster(size, path, flags=[f"--initial-cluster-token={TOKEN}", *flags])
             self.peer_urls = [member.peer_url for member in cluster.members]
             ids = [member_id(url) for url in self.peer_urls]
             if ids == sorted(ids):

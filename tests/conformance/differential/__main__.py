@@ -56,6 +56,7 @@ def main() -> int:
     )
     if options.record:
         run = {"commit": commit, "judge": options.judge, "members": options.members, "cases": cases}
+        run["kind"] = record.RANDOM
         run |= {"operations": pair.coverage.operations, "differences": differences}
         record.add({**run, "seconds": round(time.monotonic() - begin)}, pair.coverage)
     return 1 if differences else 0

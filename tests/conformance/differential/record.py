@@ -12,6 +12,7 @@ from typing import Any
 
 from tests.conformance.differential.coverage import ERRORS, LACKS, Coverage
 from tests.conformance.differential.known import BOTH, KNOWN
+from tests.conformance.rare.known import RARE
 from tests.conformance.rpcs import RPCS
 
 ROOT = Path(__file__).parents[3]
@@ -27,7 +28,12 @@ clients, open watches, leases, compactions, nested transactions, users and their
 every watch by its sequence of events, after ids, terms and what depends on the time are mapped. Run it: `python -m
 tests.conformance.differential --judge 3.5.1 --seconds 600 --seed 1`. A case that differs is shrunk and printed as
 Python.
+
+What healthy members never say is compared in stories of members that fail, hang, stop or fall behind, on three real
+members of each side: `python -m tests.conformance.rare --judge 3.5.1`. Their answers count here like the others.
 """
+RANDOM = "random cases"
+STORIES = "stories of failure"
 
 
 class Dirty(Exception):
@@ -49,9 +55,9 @@ def _git(*arguments: str) -> str:
 
 
 def add(run: dict[str, Any], coverage: Coverage) -> None:
-    """`run` has commit, judge, members and COUNTS."""
+    """`run` has commit, judge, kind, members and COUNTS."""
     runs: list[dict[str, Any]] = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
-    same = [one for one in runs if all(one[key] == run[key] for key in ("commit", "judge", "members"))]
+    same = [one for one in runs if all(one[key] == run[key] for key in ("commit", "judge", "kind", "members"))]
     found = same[0] if same else {**run, **dict.fromkeys(COUNTS, 0), **Coverage().as_json()}
     if not same:
         runs.append(found)
@@ -66,9 +72,11 @@ def add(run: dict[str, Any], coverage: Coverage) -> None:
 def page() -> str:
     runs: list[dict[str, Any]] = json.loads(RESULTS.read_text())
     whole = {judge: Coverage() for judge in BOTH}
+    kinds = {kind: Coverage() for kind in (RANDOM, STORIES)}
     for run in runs:
         whole[run["judge"]].add(run)
-    return "\n".join([INTRO, *_totals(runs), *_known(whole), *_rpcs(whole), *_errors(whole), *_commits(runs)])
+        kinds[run["kind"]].add(run)
+    return "\n".join([INTRO, *_totals(runs), *_known(whole), *_rpcs(whole), *_errors(whole, kinds), *_commits(runs)])
 
 
 def _totals(runs: list[dict[str, Any]]) -> Iterator[str]:
@@ -84,7 +92,7 @@ def _totals(runs: list[dict[str, Any]]) -> Iterator[str]:
 
 def _known(whole: dict[str, Coverage]) -> Iterator[str]:
     yield "## What may differ\n\n| what | etcd | we | judges | met |\n|---|---|---|---|--:|"
-    for name, known in KNOWN.items():
+    for name, known in {**KNOWN, **RARE}.items():
         met = sum(coverage.excused[name] for coverage in whole.values())
         judges = "both" if known.judges == BOTH else ", ".join(known.judges)
         yield f"| {known.what} | {known.etcd} | {known.we} | {judges} | {met or 'not counted'} |"
@@ -97,27 +105,32 @@ def _rpcs(whole: dict[str, Coverage]) -> Iterator[str]:
         yield f"| {name} | {' | '.join(f'{count:,}' for count in counts.values())} | {_why_not(name, counts, '')} |"
 
 
-def _errors(whole: dict[str, Coverage]) -> Iterator[str]:
-    yield f"\n## Error texts\n\n| text | {' | '.join(BOTH)} | when not reached |\n|---|{'--:|' * len(BOTH)}---|"
+def _errors(whole: dict[str, Coverage], kinds: dict[str, Coverage]) -> Iterator[str]:
+    yield "\n## Error texts\n\nHow often the judge said it, and we too, or what the first table says instead.\n"
+    yield f"| text | {' | '.join(BOTH)} | in | when not reached |\n|---|{'--:|' * len(BOTH)}---|---|"
     for text, reason in ERRORS.items():
         counts = {judge: coverage.errors[text] for judge, coverage in whole.items()}
-        yield f"| {text} | {' | '.join(f'{count:,}' for count in counts.values())} | {_why_not(text, counts, reason)} |"
+        by = ", ".join(kind for kind, coverage in kinds.items() if coverage.errors[text])
+        numbers = " | ".join(f"{count:,}" for count in counts.values())
+        yield f"| {text} | {numbers} | {by} | {_why_not(text, counts, reason)} |"
     other = sorted({text for coverage in whole.values() for text in coverage.errors} - set(ERRORS))
     yield f"\nOthers that both sides gave alike: {'; '.join(f'`{text}`' for text in other) or 'none'}."
 
 
 def _why_not(name: str, counts: dict[str, int], reason: str) -> str:
-    """reason: for which no judge is asked."""
-    reasons = [reason or LACKS[judge].get(name, "") for judge, count in counts.items() if not count]
+    """reason: for which no judge says it."""
+    reasons = [LACKS[judge].get(name, "") for judge, count in counts.items() if not count]
+    if not any(counts.values()):
+        reasons.append(reason)
     return "; ".join(dict.fromkeys(filter(None, reasons)))
 
 
 def _commits(runs: list[dict[str, Any]]) -> Iterator[str]:
-    yield "\n## Runs\n\n| commit | judge | our members | seconds | cases | operations | differences |"
-    yield "|---|---|--:|--:|--:|--:|--:|"
+    yield "\n## Runs\n\n| commit | judge | what | our members | seconds | cases | operations | differences |"
+    yield "|---|---|---|--:|--:|--:|--:|--:|"
     for run in runs:
         numbers = " | ".join(f"{run[key]:,.0f}" for key in ("members", "seconds", "cases", "operations", "differences"))
-        yield f"| {run['commit']} | {run['judge']} | {numbers} |"
+        yield f"| {run['commit']} | {run['judge']} | {run['kind']} | {numbers} |"
     yield ""
 
 

