@@ -30,6 +30,7 @@ from kvstore.state.cluster import Member
 from kvstore.version import ETCD_VERSION
 from raft.errors import PeerRefused
 from raft.transport.grpc import PeerIdentity
+from raft.transport.identity import SOMEBODY_ELSE
 from raft.types import Configuration, Index, NodeId
 
 if TYPE_CHECKING:
@@ -203,6 +204,9 @@ class Peers:
             self._server.fail(PeerRefused(REMOVED))
         elif LOST_DATA in text:
             self._server.fail(error)
+        elif SOMEBODY_ELSE in text:
+            # Whom our table has there was replaced meanwhile. We are behind, and are told by whoever calls us.
+            self._ask(list(self._members))
         else:
             self._refusals[int(text.partition(" ")[0], 16)] = error
             self._ask(list(self._members))

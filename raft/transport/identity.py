@@ -13,6 +13,7 @@ from raft.codec import FORMAT, decode_hello
 from raft.errors import MalformedMessage
 from raft.types import NodeId
 
+SOMEBODY_ELSE: Final = "this node is"  # begins what a caller is told whose addresses are old: it is not refused itself
 METADATA_KEYS: Final = ("raft-format", "raft-cluster", "raft-from", "raft-to", "raft-instance")
 
 
@@ -48,7 +49,7 @@ def identify(
     if cluster_id != own.cluster_id:
         return None, f"this node belongs to cluster {own.cluster_id:x}, not to {cluster_id:x}"
     if to != own.node_id:
-        return None, f"this node is {own.node_id:x}, not {to:x}"
+        return None, f"{SOMEBODY_ELSE} {own.node_id:x}, not {to:x}"
     if sender in {0, to}:
         return None, f"{sender:x} cannot be a peer's id"
     reason = check_peer(peer)

@@ -12,6 +12,7 @@ from kvstore.errors import Code
 from kvstore.pb import rpc_pb2 as pb
 from kvstore.server.bootstrap import BootstrapError
 from kvstore.server.peers import LOST_DATA, REMOVED
+from raft.errors import PeerRefused
 from tests.kvstore.server.live import Live, LiveMember, refused, until
 from tests.ports import free_ports
 
@@ -303,3 +304,23 @@ async def test_no_change_without_a_quorum(tmp_path: Path) -> None:
         call = leader.cluster.MemberAdd(pb.MemberAddRequest(peerURLs=["http://127.0.0.1:1"]))
         error = await refused(call)
         assert error.code is Code.UNAVAILABLE, error
+
+
+async def test_who_looks_for_members_that_were_replaced_is_not_refused(tmp_path: Path) -> None:
+    """After a start its table is that of the last flush, and more than half may have been replaced since."""
+    async with Live(tmp_path, 3) as live:
+        member = await live.follower()
+
+        def told_by_all(reason: str) -> bool:
+            """Whether the member has to end."""
+            for other in live.running:
+                if other is not member:
+                    where = f"{other.id:x} at {other.config.name}"
+                    member.server.peers.refused(PeerRefused(f"{where} refused this node: {reason}"))
+            member.server.peers._judge()
+            return member.server._failed.done()
+
+        assert not told_by_all("FAILED_PRECONDITION: this node is 7, not 8")
+        assert told_by_all("FAILED_PRECONDITION: this node belongs to cluster 7, not to 8")
+        await until(lambda: member.failed is not None, "it ends")
+        await member.stop()
