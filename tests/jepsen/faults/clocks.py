@@ -103,12 +103,16 @@ class Speeds(Clocks):
         return f"{' '.join(member.name for member in self.victims)} x{self.speed}"
 
     def bites(self) -> str:
-        begun, before = time.monotonic(), [clocks(member)[1] for member in self.victims]
+        before = self._read()
         time.sleep(MEASURED_SECONDS)
-        passed, after = time.monotonic() - begun, [clocks(member)[1] for member in self.victims]
-        found = [(late - early) / passed for early, late in zip(before, after, strict=True)]
+        after = self._read()
+        found = [(late[1] - early[1]) / (late[0] - early[0]) for early, late in zip(before, after, strict=True)]
         near = all(abs(one - self.speed) < abs(1 - self.speed) / 2 for one in found)
         return "" if near else f"speeds are {found}"
+
+    def _read(self) -> list[tuple[float, float]]:
+        """Our clock and each victim's, at the same time: one's answer may take longer than another's."""
+        return [(time.monotonic(), clocks(member)[1]) for member in self.victims]
 
     def end(self) -> None:
         self.stop()
