@@ -60,16 +60,20 @@ class Side:
     def channel(self, url: str) -> grpc.Channel:
         return grpc.insecure_channel(url.removeprefix("http://"), OPTIONS)
 
-    def ask(self, member: int, call: str, message: Message, metadata: Metadata = ()) -> Any:
+    def ask(
+        self, member: int, call: str, message: Message, metadata: Metadata = (), seconds: float = CALL_SECONDS
+    ) -> Any:
         """Raises grpc.RpcError."""
         rpc = RPCS[call]
         request: Any = iter([message]) if rpc.client_streams else message
-        answer = rpc.on(self._channels[member])(request, timeout=CALL_SECONDS, metadata=metadata)
+        answer = rpc.on(self._channels[member])(request, timeout=seconds, metadata=metadata)
         return next(answer) if rpc.server_streams else answer
 
-    def text(self, member: int, call: str, message: Message, metadata: Metadata = ()) -> str:
+    def text(
+        self, member: int, call: str, message: Message, metadata: Metadata = (), seconds: float = CALL_SECONDS
+    ) -> str:
         try:
-            return text(self.ask(member, call, message, metadata))
+            return text(self.ask(member, call, message, metadata, seconds))
         except grpc.RpcError as error:
             return text(error)
 
