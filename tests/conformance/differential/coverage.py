@@ -113,7 +113,7 @@ class Coverage:
     def see(self, text: str) -> None:
         """An answer to both sides' satisfaction; what is no error is not looked at."""
         if text and "\n" not in text:
-            bare = text.rpartition(PREFIX if PREFIX in text else ": ")[2]
+            bare = text.rpartition(PREFIX)[2] if PREFIX in text else text.partition(": ")[2]  # behind its code
             self.errors[bare if PREFIX in text or bare in ERRORS else text] += 1
 
     def calls_of(self, rpc: str) -> int:

@@ -15,6 +15,7 @@ from kvstore.pb import v3lock_pb2 as pb_lock
 from kvstore.pb.auth_pb2 import Permission
 from tests.conformance.differential import record
 from tests.conformance.differential.cases import BASE, LEASE, MEMBER, SYNC, WATCH, Case, Names, Step
+from tests.conformance.differential.coverage import Coverage
 from tests.conformance.differential.generator import Generator
 from tests.conformance.differential.runner import Pair
 from tests.conformance.differential.servers import JUDGES, judge_is_here, running_pair
@@ -215,6 +216,19 @@ def test_a_difference_is_found_and_shrunk(pair: Pair, monkeypatch: pytest.Monkey
 
 def test_the_page_is_made_from_the_results() -> None:
     assert record.PAGE.read_text() == record.page()
+
+
+def test_texts_are_counted_by_what_follows_the_code() -> None:
+    coverage = Coverage()
+    for text in (
+        *("UNAVAILABLE: etcdserver: no leader", "UNKNOWN: election: no leader"),
+        *("UNKNOWN: context deadline exceeded", "RangeResponse {\n}"),
+    ):
+        coverage.see(text)
+    assert dict(coverage.errors) == {
+        **{"no leader": 1, "UNKNOWN: election: no leader": 1},
+        **{"context deadline exceeded": 1},
+    }
 
 
 def test_the_same_seed_is_the_same_case() -> None:
