@@ -33,6 +33,7 @@ PACKAGES = ("patroni[etcd3]==4.1.5", "psycopg[binary]==3.3.9")
 PYTHON = "/usr/bin/python3"  # readable by USER; a developer's own often is not
 BINARIES = Path("/usr/lib/postgresql/15/bin")
 USER = "postgres"
+AS_USER = ("/usr/bin/setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups")
 # The least that Patroni takes; a dead node's lock ends after TTL_SECONDS.
 TTL_SECONDS, LOOP_SECONDS, RETRY_SECONDS = 20, 2, 3
 FAILOVER_SECONDS = 120.0
@@ -101,10 +102,11 @@ class Node:
 
     def start(self) -> None:
         with self._log.open("ab") as log:
+            # Not Popen's `user`: with it Python forks, and grpcio's handlers of a fork crash the child, unheard.
             self._process = subprocess.Popen(
-                [str(self._python), "-m", "patroni", str(self._config)],
+                [*AS_USER, str(self._python), "-m", "patroni", str(self._config)],
                 **{"stdout": log, "stderr": log, "stdin": subprocess.DEVNULL, "cwd": self._config.parent},
-                **{"user": USER, "group": USER, "extra_groups": [], "start_new_session": True},
+                start_new_session=True,
                 env={"PATH": f"{BINARIES}:/usr/bin:/bin", "HOME": str(self._config.parent), "LC_ALL": "C.UTF-8"},
             )
 
