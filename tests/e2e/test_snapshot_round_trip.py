@@ -70,8 +70,9 @@ async def same_everywhere(first: str, others: list[str], revisions: list[int]) -
     print(f"{len(leases)} leases with {sum(len(keys) for _, keys in leases.values())} keys, equal")
 
 
+# Some are deleted again: of 115,000 more than 100,000 are left.
 @pytest.mark.parametrize(
-    "keys", [5000, pytest.param(100_000, marks=[pytest.mark.long, pytest.mark.timeout(1800)])], ids=["5k", "100k"]
+    "keys", [5000, pytest.param(115_000, marks=[pytest.mark.long, pytest.mark.timeout(1800)])], ids=["5k", "100k"]
 )
 def test_round_trip(make_cluster: MakeCluster, tmp_path: Path, keys: int) -> None:
     first_file, second_file = tmp_path / "first.db", tmp_path / "second.db"
