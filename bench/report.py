@@ -58,6 +58,7 @@ class Side:
     cpu_us: float | None = None
     batch: float | None = None
     rounds: int = 0
+    said: str = ""  # the tool's own judgement, where it has one
     failure: str = ""  # why there is no value
 
 
@@ -83,13 +84,13 @@ class Line:
 
     @property
     def met(self) -> str:
-        """aim, yes, no, no (p99), or why there is nothing to judge; empty where nothing is asked for."""
+        """aim, yes, no, no (p99), or why there is nothing to judge; where nothing is asked for, what the tools said."""
         failure = self.ours.failure or self.other.failure
         if failure:
             return failure
         ratio = self.ratio
         if self.row.must is None or ratio is None:
-            return ""
+            return f"{self.other.said} / {self.ours.said}" if self.ours.said else ""
         if not self._reaches(ratio, self.row.must):
             return "no"
         if self.row.p99 is not None and self.p99_ratio is not None and self.p99_ratio > self.row.p99:
@@ -116,6 +117,7 @@ def side(results: list[Result], system: str, row: Row) -> Side:
         cpu_us=_median(found, "cpu_us"),
         batch=_median(found, "batch"),
         rounds=len(values),
+        said=("PASS" if found[-1]["passed"] else "FAIL") if "passed" in found[-1] else "",
     )
 
 

@@ -124,6 +124,8 @@ _MEASURES: Final = [
     Measure("h2load-get", "outside", partial(external.h2load, put=False)),
     Measure("check-perf-s", "outside", partial(external.check_perf, load="s"), once=True, steady="slowest_ms"),
     Measure("check-perf-m", "outside", partial(external.check_perf, load="m"), once=True, steady="slowest_ms"),
+    Measure("check-perf-l", "outside", partial(external.check_perf, load="l"), once=True),
+    Measure("check-perf-xl", "outside", partial(external.check_perf, load="xl"), once=True),
 ]
 MEASURES: Final = {one.name: one for one in _MEASURES}
 
@@ -163,11 +165,13 @@ ROWS: Final = [
     Row("h2load-get", "h2load: get of one key, 100 x 10", "h2load-get"),
     Row("check-perf-s", "check perf s: slowest put", "check-perf-s", metric="slowest_ms", unit="ms", lower=True),
     Row("check-perf-m", "check perf m: slowest put", "check-perf-m", metric="slowest_ms", unit="ms", lower=True),
+    Row("check-perf-l", "check perf l: puts of 8,000/s", "check-perf-l"),
+    Row("check-perf-xl", "check perf xl: puts of 15,000/s", "check-perf-xl"),
     Row("peer-put-1", "PySyncObj, unsynced: put, 1", "put-1", other="pysyncobj"),
     Row("peer-put-50", "PySyncObj, unsynced: put, 50", "put-50", other="pysyncobj"),
     Row("peer-put-1000", "PySyncObj, unsynced: put, 1000", "put-1000", other="pysyncobj"),
 ]
-LONG: Final = frozenset({"check-perf-s", "check-perf-m"})  # a minute each, whatever the effort
+LONG: Final = frozenset(f"check-perf-{load}" for load in ("s", "m", "l", "xl"))  # a minute each, whatever the effort
 IN_FLIGHT: Final = {"put-1": 1, "put-50": 50, "put-1000": 1000}  # of the rows that PySyncObj has too
 
 

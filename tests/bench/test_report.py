@@ -88,3 +88,10 @@ def test_only_the_block_of_the_readme_changes(tmp_path: Path) -> None:
     report.into_readme("new", readme)
     report.into_readme("newer", readme)
     assert readme.read_text() == f"before\n{report.BEGIN}\nnewer\n{report.END}\nafter\n"
+
+
+def test_what_a_tool_says_itself_stands_where_nothing_is_asked_for() -> None:
+    row = Row("check-perf-l", "check perf l", "check-perf-l")
+    found = results("etcd", "check-perf-l", {"rate": 8000.0, "passed": True})
+    found += results("kvstore", "check-perf-l", {"rate": 7000.0, "passed": False})
+    assert line(found, row).met == "PASS / FAIL"
