@@ -118,7 +118,7 @@ class Node:
         )
         self._ticks = 0  # ticks so far
         self.late_heartbeats = 0  # of a leader: more than twice as late as they should be
-        self._ticked_ns = 0  # the clock at the last of them
+        self._tick_due_ns = 0  # when the next one is
         self._fast_forward = config.initial_election_tick_advance
         self._seen: tuple[Role, Term, NodeId] = (Role.FOLLOWER, 0, NO_NODE)  # what on_change was told last
 
@@ -156,7 +156,7 @@ class Node:
             self._stopping = True
             self._storage.close()
             raise
-        self._ticked_ns = self._runtime.clock()
+        self._tick_due_ns = self._runtime.clock() + self._tick_ns
         self._tasks = [loop.create_task(self._drive()), loop.create_task(self._apply())]
         self._on_timer()
 
@@ -340,7 +340,7 @@ class Node:
 
     def _feed(self, raw: RawNode) -> None:
         """Everything that came in while the last fsync ran."""
-        due = (self._runtime.clock() - self._ticked_ns) // self._tick_ns
+        due = (self._runtime.clock() - self._tick_due_ns) // self._tick_ns + 1
         if due >= self._config.core.election_ticks:
             live_through_stall(raw, self._config.core)
         if self._inbox:
@@ -355,7 +355,9 @@ class Node:
         if raw.applied_index < self._applied:
             raw.applied(self._applied)
         if due > 0:
-            self._ticked_ns += due * self._tick_ns
+            self._tick_due_ns += due * self._tick_ns
+            if not self._config.core.lease_reads:  # a bit early or late: whose ticks fall together split their votes
+                self._tick_due_ns += self._runtime.rng.below(self._tick_ns // 2) - self._tick_ns // 4
             self._tick(raw, due)
         if raw.leader_id in self._unreachable:
             raw.leader_unreachable()
@@ -491,5 +493,8 @@ class Node:
         self.wake()
 
     def _on_timer(self) -> None:
-        self.wake()
-        self._timer = asyncio.get_running_loop().call_later(self._config.tick_seconds, self._on_timer)
+        left = (self._tick_due_ns - self._runtime.clock()) / 1_000_000_000
+        if left <= 0:
+            self.wake()
+            left = self._config.tick_seconds / 4  # by then the turn has ticked
+        self._timer = asyncio.get_running_loop().call_later(max(left, 0.001), self._on_timer)

@@ -68,7 +68,7 @@ REFUSED_BY_AUTH: Final = (
 ASKS_NOBODY: Final = {"Status", "Alarm", "LeaseTimeToLive", "LeaseLeases"}
 
 
-ASKS_NOBODY_OLD: Final = {"LeaseKeepAlive", "MemberList", "MoveLeader", "Txn"}
+ASKS_NOBODY_OLD: Final = {"LeaseKeepAlive", "MemberList", "MoveLeader", "Downgrade", "Txn"}
 
 
 def by_auth(answer: str) -> bool:
@@ -207,7 +207,7 @@ KNOWN: Final = {
         fits=lambda seen: seen.call in ASKS_NOBODY and by_auth(seen.ours),
     ),
     "auth of calls": Known(
-        "KeepAlive, MemberList, MoveLeader and a txn of nothing while auth is on",
+        "KeepAlive, MemberList, MoveLeader, Downgrade and a txn of nothing while auth is on",
         "asks nobody who they are",
         "a user, as etcd 3.6 and 3.7; every RPC is refused unless it says whom it lets in",
         fits=lambda seen: (
