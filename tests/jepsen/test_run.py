@@ -23,7 +23,7 @@ SLICES = {
 
 
 # Of the slice that every run of the tests has: seconds under faults, in all; workloads; faults for each of them.
-CI_SECONDS = float(os.environ.get("JEPSEN_SECONDS", "24"))
+CI_SECONDS = float(os.environ.get("JEPSEN_SECONDS", "140"))
 CI_WORKLOADS, CI_FAULTS = 2, 4
 
 

@@ -124,6 +124,7 @@ async def test_a_deposed_leader_revokes_nothing_through_its_successor(live: Live
 
 
 async def test_restarted_members_know_all_leases(live: Live) -> None:
+    await live.leader()
     async with client(*live.running) as user:
         ids = {(await user.lease_grant(60)).id for _ in range(200)}
     await asyncio.gather(*[member.stop() for member in live.running])
