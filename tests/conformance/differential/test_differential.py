@@ -17,6 +17,7 @@ from tests.conformance.differential import record
 from tests.conformance.differential.cases import BASE, LEASE, MEMBER, SYNC, WATCH, Case, Names, Step
 from tests.conformance.differential.coverage import Coverage
 from tests.conformance.differential.generator import Generator
+from tests.conformance.differential.known import Seen, excuse
 from tests.conformance.differential.runner import Pair
 from tests.conformance.differential.servers import JUDGES, judge_is_here, running_pair
 from tests.conformance.differential.shrink import report, shrink
@@ -229,6 +230,21 @@ def test_texts_are_counted_by_what_follows_the_code() -> None:
         **{"no leader": 1, "UNKNOWN: election: no leader": 1},
         **{"context deadline exceeded": 1},
     }
+
+
+@pytest.mark.parametrize(
+    ("ours", "row"),
+    [
+        ('RangeResponse {\nkvs {\nkey: "b"\n}\ncount: 9\n}', "ties"),
+        ('RangeResponse {\nkvs {\nkey: "b"\n}\ncount: 8\n}', ""),
+        ("RangeResponse {\ncount: 9\n}", ""),
+        ("PERMISSION_DENIED: etcdserver: permission denied", ""),
+    ],
+)
+def test_other_keys_behind_a_limit_may_differ_and_nothing_else(ours: str, row: str) -> None:
+    message = pb.RangeRequest(key=b"a", limit=1, sort_target=pb.RangeRequest.VALUE)
+    etcd = 'RangeResponse {\nkvs {\nkey: "a"\n}\ncount: 9\n}'
+    assert excuse("3.5.1", Seen("Range", message, etcd, ours, 0)) == row
 
 
 def test_the_same_seed_is_the_same_case() -> None:
