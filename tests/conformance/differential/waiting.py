@@ -13,7 +13,7 @@ from typing import Any
 from kvstore.pb import rpc_pb2 as pb
 from kvstore.pb.kv_pb2 import KeyValue
 from tests.conformance.differential.cases import LEASE, MEMBER, UNNAMED, Names, Step
-from tests.conformance.differential.sides import Answer, Side
+from tests.conformance.differential.sides import Answer, Side, text
 from tests.conformance.differential.watches import REPLY_SECONDS, Difference, Play
 
 WAITING = {"Lock", "Campaign", "Observe"}
@@ -98,10 +98,11 @@ class Waiting:
         try:
             answers = [future.result(REPLY_SECONDS) for future in pending.futures]
         except TimeoutError:
-            silent = [
-                side.name for side, future in zip(self._play.sides, pending.futures, strict=True) if not future.done()
+            said = [
+                f"{side.name}: {text(future.result()) if future.done() else 'still waits'}"
+                for side, future in zip(self._play.sides, pending.futures, strict=True)
             ]
-            raise Difference(f"{pending.step}\n-- still waits at {silent}") from None
+            raise Difference("\n-- ".join([str(pending.step), *said])) from None
         self._compare(pending.step, answers[0], answers[1])
 
     def end(self, parted: bool) -> None:
