@@ -169,6 +169,13 @@ KNOWN: Final = {
         "may be dropped, and is never answered",
         "done; etcd is asked again",
     ),
+    "same second": Known(
+        "the URLs of a member that was removed in the same second are added again",
+        "member not found: an id is a hash of URLs and second, so it is that of the removed one",
+        "added, with another id",
+        fits=lambda seen: seen.call == "MemberAdd" and seen.etcd.endswith("etcdserver: member not found"),
+        ends=True,
+    ),
     "nested cost": Known(
         "puts in a nested txn while NOSPACE is on",
         "cost nothing, so they are done",
