@@ -355,9 +355,6 @@ class Node:
         if raw.applied_index < self._applied:
             raw.applied(self._applied)
         if due > 0:
-            self._tick_due_ns += due * self._tick_ns
-            if not self._config.core.lease_reads:  # a bit early or late: whose ticks fall together split their votes
-                self._tick_due_ns += self._runtime.rng.below(self._tick_ns // 2) - self._tick_ns // 4
             self._tick(raw, due)
         if raw.leader_id in self._unreachable:
             raw.leader_unreachable()
@@ -382,6 +379,9 @@ class Node:
 
     def _tick(self, raw: RawNode, passed: int) -> None:
         """One tick, also for a stall of many."""
+        self._tick_due_ns += passed * self._tick_ns
+        if not self._config.core.lease_reads:  # a bit early or late: whose ticks fall together split their votes
+            self._tick_due_ns += self._runtime.rng.below(self._tick_ns // 2) - self._tick_ns // 4
         self._ticks += 1
         self.late_heartbeats += passed > 2 * self._config.core.heartbeat_ticks and raw.role is Role.LEADER
         raw.tick(passed)
