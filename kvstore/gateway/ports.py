@@ -98,8 +98,8 @@ class Shared:
     def take(self, transport: asyncio.Transport, received: bytes) -> None:
         if self._handover is not None:
             self._handover.take(transport, received)
-        elif len(self._waiting) >= WAITING_MAX:
-            transport.abort()
+        elif len(self._waiting) >= WAITING_MAX or (self._loading is not None and self._loading.done()):
+            transport.abort()  # too many, or what answers could not be loaded: nobody would come back to it
         else:
             transport.pause_reading()
             self._waiting.append((transport, received))

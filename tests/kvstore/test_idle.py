@@ -5,7 +5,10 @@ import json
 import signal
 import sys
 from pathlib import Path
+from typing import Any
+from unittest.mock import AsyncMock, Mock
 
+from kvstore.gateway.ports import Shared
 from tests.ports import free_ports
 
 # Until a certificate, a password, a token or a request over HTTP/1.1 asks for them.
@@ -79,3 +82,15 @@ async def test_the_first_requests_over_http_are_answered_by_what_they_load(tmp_p
     async with Serving(tmp_path) as serving:
         assert all(await asyncio.gather(*(serving.is_healthy_twice() for _ in range(5))))
         assert {"uvicorn", "starlette", "prometheus_client"} <= await serving.loaded()
+
+
+async def test_what_cannot_be_loaded_leaves_no_connection_waiting() -> None:
+    ports: Any = Mock(handovers=AsyncMock(side_effect=ImportError("the installation was changed")))
+    shared = Shared(ports)
+    first, later = Mock(), Mock()
+    first.is_closing.return_value = False
+    shared.take(first, b"GET /")
+    await shared.stop(0)
+    shared.take(later, b"GET /")
+    assert first.abort.called
+    assert later.abort.called
