@@ -106,7 +106,7 @@ class Node:
         self._applied_waiters = AppliedWaiters()
         self._transfers: list[NodeId] = []
         self._forwards: list[Message] = []
-        self._commit_news = CommitNews()
+        self._commit_news = CommitNews(self.wake)
         self._compactions = Compactions(config, storage)
         self._sending = Sending(config, state_machine, transport, self._runtime, self.wake)
         self._receiving = Receiving(config.core.node_id, state_machine, self._runtime, self._receive, self.wake)

@@ -27,6 +27,7 @@ import structlog
 
 from kvstore.errors import LEADER_CHANGED, REQUEST_TOO_LARGE, STOPPED, TIMEOUT, TOO_MANY_REQUESTS, KvError
 from kvstore.failpoints import fail
+from kvstore.server.company import Company
 from kvstore.server.deadlines import Deadlines
 from kvstore.server.proposal import Proposal
 from kvstore.state.applier import Result
@@ -75,9 +76,10 @@ class Batcher(ProposalSource):
         unapplied: Callable[[], int],
         stamp: Callable[[], int],
         timeout_error: Callable[[float], KvError],
+        company: Company,
     ) -> None:
         """unapplied: entries in the log that are not applied yet. stamp: the next entry's time.
-        timeout_error(since): what to tell a caller that waited since then."""
+        timeout_error(since): what to tell a caller that waited since then. company: whom an entry waits for."""
         self._member_id = member_id
         self._boot = boot
         self._head = encode_head(member_id, boot)
@@ -87,6 +89,7 @@ class Batcher(ProposalSource):
         self._unapplied = unapplied
         self._stamp = stamp
         self._timeout_error = timeout_error
+        self._company = company
         self._sequence = 0
         self._waiting: dict[int, _Waiting] = {}  # by sequence: everything not answered
         self._queue: deque[_Waiting] = deque()  # not handed out; may hold requests answered meanwhile
@@ -96,6 +99,7 @@ class Batcher(ProposalSource):
         self._seen: dict[int, tuple[int, int]] = {}  # member -> highest (boot, sequence) taken in from it
         self._taken: list[_Waiting] = []  # of the last take
         self._taken_forwarded: list[bytes] = []
+        self._gathers = False  # the last take left everything here until there is more, or until something happens
         self._deadlines = Deadlines()
         self._applied_term = 0
         self._stopped = False
@@ -106,8 +110,8 @@ class Batcher(ProposalSource):
         """Requests of our own clients without an answer."""
         return len(self._waiting)
 
-    def add(self, proposals: list[Proposal], now: float) -> None:
-        """Queue requests; the caller wakes the node. Refusals are answered at once."""
+    def add(self, proposals: list[Proposal], now: float) -> bool:
+        """Queue requests; refusals are answered at once. Returns whether the node should be woken to take them."""
         due: dict[float | None, list[int]] = {}  # sequences by their timeout
         for proposal in proposals:
             error = self._refusal()
@@ -135,6 +139,21 @@ class Batcher(ProposalSource):
             due.setdefault(proposal.timeout, []).append(sequence)
         for timeout, sequences in due.items():
             self._deadlines.add(sequences, now + (self._timeout if timeout is None else timeout))
+        return not self._gathers or self._is_full(ENTRY_BYTES_MAX) or self._company.has_come(self._queued)
+
+    def _is_full(self, bytes_max: int) -> bool:
+        """What waits fills an entry."""
+        return self._queue_bytes + self._forwarded_bytes >= bytes_max or self._queued >= ENTRY_REQUESTS_MAX
+
+    @property
+    def _queued(self) -> int:
+        return len(self._queue) + len(self._forwarded)
+
+    def _should_wait(self, leading: bool) -> bool:
+        """For company: our last entry is not applied, or those who have just been answered are about to ask again."""
+        if leading and self._unapplied() >= ENTRIES_UNAPPLIED_MAX:
+            return True
+        return self._company.is_expected(self._queued)
 
     def _refusal(self) -> KvError | None:
         if self._stopped:
@@ -148,15 +167,13 @@ class Batcher(ProposalSource):
     def take(self, bytes_max: int, leading: bool) -> list[bytes]:
         self._taken = []
         self._taken_forwarded = []
+        self._gathers = False
         if not self._queue and not (leading and self._forwarded):
             self._drop_forwarded()
             return []
         limit = min(bytes_max, ENTRY_BYTES_MAX)
-        is_full = (
-            self._queue_bytes + self._forwarded_bytes >= limit
-            or len(self._queue) + len(self._forwarded) >= ENTRY_REQUESTS_MAX
-        )
-        if leading and not is_full and self._unapplied() >= ENTRIES_UNAPPLIED_MAX:
+        if not self._is_full(limit) and self._should_wait(leading):
+            self._gathers = True
             return []
         fail("batchBeforeTake")
         shares = 2 if leading and self._forwarded else 1  # neither side starves the other
@@ -244,6 +261,8 @@ class Batcher(ProposalSource):
             waiting = self._waiting.pop(sequence, None)
             if waiting is not None:
                 waiting.done(result)
+        if results:
+            self._company.answered(len(results), self._queued)
 
     def applied(self, term: Term) -> None:
         """An entry of `term` is applied, and the results of all before it have been given."""

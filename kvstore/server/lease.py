@@ -43,6 +43,7 @@ from kvstore.pb.command_pb2 import LeaseCheckpoints, LeaseRevoke
 from kvstore.pb.peer_pb2 import KeepAliveLeasesRequest, KeepAliveLeasesResponse
 from kvstore.pb.rpc_pb2 import LeaseCheckpoint, LeaseTimeToLiveRequest, LeaseTimeToLiveResponse
 from kvstore.rpc.base import UNEXPECTED
+from kvstore.server.company import Company
 from kvstore.server.leader_calls import LeaderCalls, Method
 from kvstore.server.proposal import Proposal
 from kvstore.state.applier import Result
@@ -132,6 +133,7 @@ class Leases:
         self._asked: list[_KeepAlive] = []
         self._asked_ids = 0
         self._wakeup = asyncio.Event()
+        self._company = Company(asyncio.get_running_loop().call_later, self._wakeup.set)
         self._leads = asyncio.Event()
         self._proposing: set[Op] = set()  # kinds of proposals under way
         self._loading: set[int] | None = None  # leases changed while the table is read
@@ -208,6 +210,9 @@ class Leases:
         while True:
             await self._wakeup.wait()
             self._wakeup.clear()
+            count = self._asked_ids
+            if self._company.is_expected(count):
+                continue
             asked, self._asked, self._asked_ids = self._asked, [], 0
             try:
                 if self.lessor.term:
@@ -218,6 +223,7 @@ class Leases:
                     await self._forward(asked)
             except KvError as error:
                 await self._retry(asked, error.with_traceback(None))
+            self._company.answered(count, self._asked_ids)
 
     async def _renew(self, asked: list[_KeepAlive]) -> None:
         """On the leader, after a round that began after all of them had come."""

@@ -3,7 +3,8 @@
 Whoever asks waits for one round: the leader's commit index, confirmed by a quorum of echoes to messages
 sent after the question, then applied here. One round is under way at a time; all who come meanwhile share
 the next one, since only a round that began after a caller's arrival proves anything to it. So rounds cost
-what the network costs, not what the readers are.
+what the network costs, not what the readers are. Who has been answered and is about to ask again is waited for
+(company.py).
 
 A round that no quorum answers stays under way. Its callers leave at their deadline; whoever comes later
 waits behind it, and is answered as soon as a quorum is there again.
@@ -16,6 +17,7 @@ from typing import Final, Protocol, final
 
 from kvstore.errors import STOPPED, TOO_MANY_REQUESTS, KvError
 from kvstore.failpoints import fail_async
+from kvstore.server.company import Company
 from raft.errors import Stopped
 from raft.types import Index
 
@@ -35,35 +37,44 @@ class IndexReader(Protocol):
 @final
 class ReadBarrier:
     def __init__(self, node: IndexReader, timeout: float, timeout_error: Callable[[float], KvError]) -> None:
+        """Made on the loop."""
         self._node = node
         self._timeout = timeout  # seconds, the same for all: so the oldest caller is the first to leave
         self._timeout_error = timeout_error
         self._asked: deque[tuple[float, Done]] = deque()  # in the round under way
         self._waiting: deque[tuple[float, Done]] = deque()  # for the next
+        self._reads = 0  # that these stand for
+        self._company = Company(get_running_loop().call_later, self._wake)
         self._wakeup: Future[None] | None = None
         self._stopped = False
         self.failed = 0  # callers that waited in vain
         self.slow = 0  # rounds
 
-    def add(self, done: Done, now: float) -> None:
-        """`done(None)` once a read may be served, or `done(error)`; later, and exactly once."""
+    def add(self, done: Done, now: float, reads: int = 1) -> None:
+        """`done(None)` once these reads may be served, or `done(error)`; later, and exactly once."""
         if self._stopped:
             done(STOPPED)
         elif len(self._asked) + len(self._waiting) >= WAITING_MAX:
             done(TOO_MANY_REQUESTS)
         else:
             self._waiting.append((now, done))
-            if self._wakeup is not None and not self._wakeup.done():
-                self._wakeup.set_result(None)
+            self._reads += reads
+            if not self._company.is_expected(self._reads):
+                self._wake()
+
+    def _wake(self) -> None:
+        if self._wakeup is not None and not self._wakeup.done():
+            self._wakeup.set_result(None)
 
     async def run(self) -> None:
         """The rounds, one after another, until the node stops."""
         try:
             while True:
-                if not self._waiting:
+                while not self._waiting or self._company.is_expected(self._reads):
                     self._wakeup = get_running_loop().create_future()
                     await self._wakeup
                 self._asked, self._waiting = self._waiting, deque()
+                asked, self._reads = self._reads, 0
                 began = get_running_loop().time()
                 await fail_async("readBeforeRound")
                 index = await self._node.read_index()
@@ -73,6 +84,7 @@ class ReadBarrier:
                 confirmed, self._asked = self._asked, deque()
                 for _, done in confirmed:
                     done(None)
+                self._company.answered(asked, self._reads)
         except Stopped:
             self.stop()
 

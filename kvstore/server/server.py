@@ -40,6 +40,7 @@ from kvstore.server.alarms import Alarms
 from kvstore.server.auth import Auth
 from kvstore.server.batcher import Batcher
 from kvstore.server.bootstrap import OpenMember
+from kvstore.server.company import Company
 from kvstore.server.corruption import Corruption
 from kvstore.server.deadlines import SLOT_SECONDS
 from kvstore.server.defragment import Defragmenter
@@ -175,6 +176,7 @@ class KvServer:
             unapplied=lambda: self.node.last_index - self.store.applied_index,
             stamp=lambda: clock.stamp(self.node.term, self.store.last_entry_time),
             timeout_error=self._timeout_error,
+            company=Company(asyncio.get_running_loop().call_later, lambda: self.node.wake()),  # noqa: PLW0108 -- made later
         )
 
     def _make_machine(self) -> Machine:
@@ -249,8 +251,8 @@ class KvServer:
 
     def propose(self, proposals: list[Proposal]) -> None:
         """Never raises: every `done` is called once, on the loop, maybe before this returns."""
-        self._batcher.add(proposals, self.now())
-        self.node.wake()
+        if self._batcher.add(proposals, self.now()):
+            self.node.wake()
 
     async def propose_one(
         self,
@@ -269,9 +271,11 @@ class KvServer:
             raise result.fresh()
         return result
 
-    def when_linearizable(self, done: Callable[[KvError | None], None]) -> None:
-        """`done(None)` once the local state holds everything that was acknowledged before this call."""
-        self.reads.add(done, self.now())
+    def when_linearizable(self, done: Callable[[KvError | None], None], reads: int = 1) -> None:
+        """`done(None)` once the local state holds everything that was acknowledged before this call.
+
+        reads: how many wait for it."""
+        self.reads.add(done, self.now(), reads)
 
     async def linearizable(self) -> None:
         """The same for a task. Raises KvError."""

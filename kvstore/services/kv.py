@@ -170,7 +170,7 @@ class KvService:
             for call, _ in barred:
                 call.fail(NOT_SUPPORTED_FOR_LEARNER)
         elif barred:
-            self._server.when_linearizable(partial(self._read_after, barred))
+            self._server.when_linearizable(partial(self._read_after, barred), len(barred))
         self._read_now(local)
 
     def _read_after(self, reads: list[tuple[Call, Read]], error: KvError | None) -> None:

@@ -1,6 +1,8 @@
 """The batcher: one entry per pull, at most once, every caller answered exactly once."""
 
+import asyncio
 from collections.abc import Callable
+from unittest.mock import create_autospec
 
 import pytest
 
@@ -10,6 +12,7 @@ from kvstore.pb.command_pb2 import RequestBatch
 from kvstore.pb.rpc_pb2 import PutRequest
 from kvstore.server import batcher as batching
 from kvstore.server.batcher import Batcher
+from kvstore.server.company import Company
 from kvstore.server.proposal import Proposal
 from kvstore.state.applier import AppliedResult, Result
 from kvstore.state.command import Op, decode_batch, encode_batch, encode_request
@@ -55,14 +58,24 @@ class World:
             unapplied=lambda: self.unapplied,
             stamp=self._stamp,
             timeout_error=lambda since: errors.TIMEOUT,
+            company=Company(self._later, self._wake),
         )
+        self.wait_is_over: Callable[[], None] | None = None  # what the timer of a wait calls
+        self.woken = 0
+
+    def _later(self, seconds: float, callback: Callable[[], None]) -> asyncio.TimerHandle:
+        self.wait_is_over = callback
+        return create_autospec(asyncio.TimerHandle, instance=True)
+
+    def _wake(self) -> None:
+        self.woken += 1
 
     def _stamp(self) -> int:
         self.time += 1
         return self.time
 
-    def add(self, *keys: bytes, now: float = 0.0) -> None:
-        self.batcher.add([self.caller.put(key) for key in keys], now)
+    def add(self, *keys: bytes, now: float = 0.0) -> bool:
+        return self.batcher.add([self.caller.put(key) for key in keys], now)
 
     def take(self, leading: bool = True) -> RequestBatch | None:
         data = self.batcher.take(LIMIT, leading)
@@ -198,6 +211,49 @@ def test_a_follower_does_not_wait(world: World) -> None:
     assert keys(world.take(leading=False)) == [b"a"]
 
 
+@pytest.mark.parametrize("leading", [True, False])
+def test_an_entry_or_a_forward_waits_for_those_who_were_just_answered(world: World, leading: bool) -> None:
+    world.add(b"a", b"b")
+    world.take(leading)
+    world.batcher.results([(1, AppliedResult(2, b"")), (2, AppliedResult(3, b""))])
+    world.add(b"c")
+    assert world.take(leading) is None
+    world.add(b"d")
+    assert keys(world.take(leading)) == [b"c", b"d"]
+
+
+def test_it_leaves_without_them_when_they_do_not_come(world: World) -> None:
+    world.add(b"a", b"b")
+    world.take()
+    world.batcher.results([(1, AppliedResult(2, b"")), (2, AppliedResult(3, b""))])
+    world.add(b"c")
+    assert world.take() is None
+    assert world.wait_is_over is not None
+    world.wait_is_over()
+    assert world.woken == 1, "the node takes it"
+    assert keys(world.take()) == [b"c"]
+
+
+def test_requests_that_cannot_leave_yet_wake_nobody(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kvstore.server.batcher.ENTRY_REQUESTS_MAX", 4)
+    assert world.add(b"a", b"b"), "nothing is on its way"
+    world.take()
+    world.unapplied = 1
+    assert world.add(b"c"), "the node has not said no yet"
+    assert world.take() is None
+    assert not world.add(b"d")
+    assert not world.add(b"e")
+    assert world.add(b"f"), "an entry is full"
+    assert keys(world.take()) == [b"c", b"d", b"e", b"f"]
+    world.unapplied = 0
+    assert world.take() is None
+    world.batcher.results([(1, AppliedResult(2, b"")), (2, AppliedResult(3, b""))])
+    assert world.add(b"g")
+    assert world.take() is None
+    assert world.add(b"h"), "all who were waited for are here"
+    assert keys(world.take()) == [b"g", b"h"]
+
+
 def test_neither_own_nor_forwarded_requests_starve() -> None:
     world = World(request_bytes_max=LIMIT)
     big = bytes(200 * 1024)
@@ -303,6 +359,8 @@ def test_requests_that_a_snapshot_holds_are_unknown_and_the_others_wait_on(world
     assert world.caller.answers == {b"a": errors.TIMEOUT, b"b": errors.TIMEOUT}
     world.batcher.results([(3, errors.LEADER_CHANGED)])
     assert world.caller.answers[b"c"] == errors.LEADER_CHANGED
+    assert world.wait_is_over is not None
+    world.wait_is_over()
     assert keys(world.take()) == [b"waiting"]
 
 

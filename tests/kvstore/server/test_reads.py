@@ -47,6 +47,12 @@ class World:
         for _ in range(10):
             await asyncio.sleep(0)
 
+    async def round(self, number: int) -> None:
+        """Until so many rounds have begun."""
+        async with asyncio.timeout(10):
+            while len(self.node.rounds) < number:
+                await asyncio.sleep(0)
+
     async def close(self) -> None:
         self.task.cancel()
         await asyncio.gather(self.task, return_exceptions=True)
@@ -65,6 +71,26 @@ async def test_all_who_wait_share_a_round() -> None:
     await world.close()
 
 
+async def test_a_round_waits_for_readers_that_were_just_answered_but_not_for_ever() -> None:
+    world = World()
+    world.ask("a")
+    world.ask("b")
+    await world.settle()
+    world.node.rounds[0].set_result(0)
+    await world.settle()
+    world.ask("a again")
+    await world.settle()
+    assert len(world.node.rounds) == 1
+    world.ask("b again")
+    await world.settle()
+    assert len(world.node.rounds) == 2
+    world.node.rounds[1].set_result(0)
+    await world.settle()
+    world.ask("a alone")
+    await world.round(3)
+    await world.close()
+
+
 async def test_who_comes_during_a_round_waits_for_the_next() -> None:
     world = World()
     world.ask("a")
@@ -73,6 +99,7 @@ async def test_who_comes_during_a_round_waits_for_the_next() -> None:
     world.node.rounds[0].set_result(0)
     await world.settle()
     assert world.answers == {"a": None}
+    await world.round(2)
     world.node.rounds[1].set_result(0)
     await world.settle()
     assert world.answers == {"a": None, "late": None}
@@ -102,7 +129,7 @@ async def test_nobody_waits_longer_than_the_timeout_and_later_ones_go_on() -> No
     world.barrier.expire(7.0)
     assert world.answers == {"a": errors.TIMEOUT}
     world.node.rounds[0].set_result(0)
-    await world.settle()
+    await world.round(2)
     world.node.rounds[1].set_result(0)
     await world.settle()
     assert world.answers == {"a": errors.TIMEOUT, "b": None}
