@@ -180,7 +180,7 @@ class FakeServer:
             if self.compactor.pending:
                 await self.compactor.run()
 
-    def when_linearizable(self, done: Callable[[KvError | None], None]) -> None:
+    def when_linearizable(self, done: Callable[[KvError | None], None], reads: int = 1) -> None:
         self.barriers += 1
         asyncio.get_running_loop().call_soon(done, self.read_error)
 

@@ -245,9 +245,9 @@ async def test_a_read_is_decided_behind_its_barrier(peer: Peer, monkeypatch: pyt
         await revoke(peer)
         await linearizable()
 
-    def when_revoked(done: Any) -> None:
+    def when_revoked(done: Any, reads: int) -> None:
         monkeypatch.setattr(server, "when_linearizable", when)
-        asyncio.ensure_future(revoke(peer)).add_done_callback(lambda _: when(done))
+        asyncio.ensure_future(revoke(peer)).add_done_callback(lambda _: when(done, reads))
 
     monkeypatch.setattr(server, "linearizable", revoked_first)
     monkeypatch.setattr(server, "when_linearizable", when_revoked)
