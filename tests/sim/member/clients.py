@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, final
 
-from kvstore.errors import Code, KvError
+from kvstore.errors import NOT_ENOUGH_STARTED, Code, KvError
 from kvstore.pb import rpc_pb2 as pb
 from raft.testing.sim.rng import SimRng
 from tests.e2e.history import LOW, KeyState, Operation, Outcome
@@ -308,7 +308,7 @@ class Client:
             )
         except KvError as error:
             asked.error = error
-            if error.code in DEFINITE:
+            if error.code in DEFINITE or error == NOT_ENOUGH_STARTED:  # which has etcd's code, Unknown
                 asked.outcome = Outcome.FAILED
             elif error.code not in (Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED):
                 world.complain(f"{error!r} for {asked}")
