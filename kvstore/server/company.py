@@ -12,7 +12,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Final, final
 
-WAIT_SECONDS: Final = 0.003  # about what an entry takes on a fast disk and network
+WAIT_SECONDS: Final = 0.003  # about what an entry takes on a fast disk and network; uvloop's timers may be 1 ms early
 VAIN_MAX: Final = 64  # batches that leave at once before the next attempt, at most
 Later = Callable[[float, Callable[[], None]], asyncio.TimerHandle]
 

@@ -223,7 +223,8 @@ class Leases:
                     await self._forward(asked)
             except KvError as error:
                 await self._retry(asked, error.with_traceback(None))
-            self._company.answered(count, self._asked_ids)
+            else:
+                self._company.answered(count, self._asked_ids)
 
     async def _renew(self, asked: list[_KeepAlive]) -> None:
         """On the leader, after a round that began after all of them had come."""
