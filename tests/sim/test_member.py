@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -24,6 +25,7 @@ from tests.sim.member.cli import chosen, shrink
 from tests.sim.member.engine import MemoryBatch, MemoryEngine, RowsOnDisk
 from tests.sim.member.leases import LeaseLog, check_leases
 from tests.sim.member.loop import SECOND, Process, SimLoop, Stuck
+from tests.sim.member.nemesis import Fault
 from tests.sim.member.options import SWITCHES
 from tests.sim.member.plan import Plan, run
 from tests.sim.member.world import World
@@ -54,6 +56,16 @@ def test_nothing_of_a_run_is_left() -> None:
     assert run(Plan.of(4, seconds=4)).ok
     gc.collect()
     assert not [one for one in gc.get_objects() if type(one) is World]
+
+
+@pytest.mark.parametrize("seed", range(4, 8))
+def test_a_member_that_stops_as_the_calm_begins_comes_back(seed: int) -> None:
+    """12080544: it was not started again, and the cluster was blamed for it."""
+    plan = Plan.of(seed, seconds=2)
+    last_moment = plan.options.safety + SECOND // 10 - 1000  # nanoseconds: the phases change every 0.1 s
+    outcome = run(replace(plan, faults=[Fault(last_moment, 1, "stop")]))
+    assert outcome.ok, outcome.violation
+    assert outcome.marks["stopped"]
 
 
 def test_a_seed_does_the_same_twice_and_in_any_process() -> None:

@@ -16,7 +16,7 @@ from contextlib import suppress
 from typing import Any, Final
 
 from kvstore.errors import COMPACTED, FUTURE_REVISION, KvError
-from kvstore.pb import kv_pb2
+from kvstore.pb import history_pb2, kv_pb2
 from kvstore.pb import rpc_pb2 as pb
 from kvstore.state.command import decode_batch
 from raft.types import Entry, EntryKind
@@ -222,3 +222,13 @@ def check_order(operations: list[Asked], truth: Truth) -> list[str]:
         if origin is not None and origin.invoked > asked.returned:
             complaints.append(f"told of revision {asked.revision} before it was asked for: {asked}")
     return complaints
+
+
+def history_changes(data: bytes) -> list[history_pb2.Change]:
+    """Of the messages that answer a History/Read."""
+    changes: list[history_pb2.Change] = []
+    while data:
+        size = int.from_bytes(data[:4], "big")
+        changes += history_pb2.ReadHistoryResponse.FromString(data[4 : 4 + size]).changes
+        data = data[4 + size :]
+    return changes

@@ -234,7 +234,11 @@ class World:
         self._back_later(member)
 
     def _back_later(self, member: Member) -> None:
-        self._nemesis.later(self._rng.between(1, self.options.election_timeout), self.restart, member)
+        span = self._rng.between(1, self.options.election_timeout)
+        if self.calm:  # it was going when the calm began, and belongs to the core: the others were killed
+            self.loop.at(self.loop.now + span, self.restart, member, context=self.loop.root.context)
+        else:
+            self._nemesis.later(span, self.restart, member)
 
     # What is logged
 
@@ -432,7 +436,7 @@ class World:
         assert member.link is not None
         request = history_pb2.ReadHistoryRequest(key=b"\0", range_end=b"\0")
         data = await member.link.call("/kvstore.v1.History/Read", request.SerializeToString(), 60.0)
-        events = [change.event for change in _parts(data)]
+        events = [change.event for change in checks.history_changes(data)]
         expected = [event for revision in sorted(model.events) for event in model.events[revision]]
         if events != expected:
             self.complain(f"{member.name} tells a history of {len(events)} changes, the model has {len(expected)}")
@@ -480,15 +484,6 @@ def _waiting(member: Member) -> int:
     server = member.server
     assert server is not None
     return server._batcher.waiting + len(server.reads._asked) + len(server.reads._waiting)
-
-
-def _parts(data: bytes) -> list[Any]:
-    changes: list[Any] = []
-    while data:
-        size = int.from_bytes(data[:4], "big")
-        changes += history_pb2.ReadHistoryResponse.FromString(data[4 : 4 + size]).changes
-        data = data[4 + size :]
-    return changes
 
 
 def _where(error: BaseException | None) -> str:
