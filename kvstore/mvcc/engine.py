@@ -48,8 +48,24 @@ _BUFFERS_MAX: Final = 3  # one being written, two being flushed
 _CACHE_BYTES: Final = 32 << 20
 _FILES_MERGED: Final = 8  # of level 0; fewer wait for more
 _HOLD_SECONDS: Final = 5.0
+_HELD: Final = {"disable_auto_compactions": "true"}
+_RELEASED: Final = {"disable_auto_compactions": "false"}
 _LEVEL0_HELD_MAX: Final = 20  # files; half of what slows writes down
 _CHUNK_BYTES: Final = 256 << 10  # values may be large: a chunk of rows ends here too
+_BLOB_BYTES_MIN: Final = 4 << 10  # a value from here on is written to a blob file; its row holds where
+_SIZES: Final = ("rocksdb.cur-size-all-mem-tables", "rocksdb.total-sst-files-size", "rocksdb.total-blob-file-size")
+# What RocksDB rewrites. Rows: once so many files of level 0 wait. Values in blob files: those in the oldest (this
+# share of the files) when a merge comes across their rows, and without one once so much of these files is garbage.
+_MERGED: Final = {
+    "level0_file_num_compaction_trigger": str(_FILES_MERGED),
+    "blob_garbage_collection_age_cutoff": "0.25",
+    "blob_garbage_collection_force_threshold": "0.5",
+}
+_MERGED_ALL: Final = {
+    "level0_file_num_compaction_trigger": "1",
+    "blob_garbage_collection_age_cutoff": "1.0",
+    "blob_garbage_collection_force_threshold": "0.1",
+}
 
 
 class StoreError(Exception):
@@ -98,6 +114,13 @@ def _options() -> Options:
     # anew so soon that compressing them costs more than it saves: 2.1 us of a put on each member, 1.3 without.
     options.set_compression_per_level([DBCompressionType.none()] * 2 + [DBCompressionType.lz4()] * 5)
     options.set_level_zero_file_num_compaction_trigger(_FILES_MERGED)
+    # A large value is not written anew by every compaction that its row takes part in: the disk's fsyncs, which the
+    # log waits for too, took twice as long at their worst.
+    options.set_enable_blob_files(True)
+    options.set_min_blob_size(_BLOB_BYTES_MIN)
+    options.set_enable_blob_gc(True)
+    options.set_blob_gc_age_cutoff(float(_MERGED["blob_garbage_collection_age_cutoff"]))
+    options.set_blob_gc_force_threshold(float(_MERGED["blob_garbage_collection_force_threshold"]))
     # Generous, since a slowed-down write holds the GIL; `settle` is the back-pressure.
     options.set_level_zero_slowdown_writes_trigger(40)
     options.set_level_zero_stop_writes_trigger(80)
@@ -259,7 +282,7 @@ class Engine:
         if self._holds:
             return
         self._holds = True
-        await in_thread(lambda: self._set_holding(True))
+        await in_thread(lambda: self._set_options(_HELD))
         loop.call_at(self._hold_until, self._release)
 
     def _release(self) -> None:
@@ -267,7 +290,7 @@ class Engine:
         if loop.time() < self._hold_until:
             loop.call_at(self._hold_until, self._release)
         else:
-            loop.run_in_executor(None, self._set_holding, False).add_done_callback(self._released)
+            loop.run_in_executor(None, self._set_options, _RELEASED).add_done_callback(self._released)
 
     def _released(self, done: "asyncio.Future[None]") -> None:
         """Held for ever, files would pile up until writes stall: try again, a disk that is broken shows elsewhere."""
@@ -277,17 +300,13 @@ class Engine:
             self._hold_until += _HOLD_SECONDS
             self._release()
 
-    def _set_holding(self, hold: bool) -> None:
-        with suppress(DbClosedError):
-            self._db.set_options({"disable_auto_compactions": "true" if hold else "false"})
-
     @asynccontextmanager
     async def merging(self) -> AsyncIterator[None]:
         """Inside, RocksDB's threads merge all files that wait for more of them, deleted rows go, and writes go on.
 
         Its own call for that, compact_range, holds the GIL for all of it.
         """
-        await in_thread(lambda: self._set_files_merged(1))
+        await in_thread(lambda: self._set_options(_MERGED_ALL))
         try:
             # Only a new file makes RocksDB look at its levels.
             batch = self.batch()
@@ -296,11 +315,11 @@ class Engine:
             await self.flush()
             yield
         finally:
-            await in_thread(lambda: self._set_files_merged(_FILES_MERGED))
+            await in_thread(lambda: self._set_options(_MERGED))
 
-    def _set_files_merged(self, count: int) -> None:
+    def _set_options(self, options: dict[str, str]) -> None:
         with suppress(DbClosedError):
-            self._db.set_options({"level0_file_num_compaction_trigger": str(count)})
+            self._db.set_options(options)
 
     @property
     def merges_left(self) -> bool:
@@ -330,9 +349,7 @@ class Engine:
 
     def size_bytes(self) -> int:
         """On disk and in memtables."""
-        memory = self._property("rocksdb.cur-size-all-mem-tables") or 0
-        total = self._property("rocksdb.total-sst-files-size") or 0
-        return total + memory
+        return sum([self._property(name) or 0 for name in _SIZES])
 
     def close(self) -> None:
         self._db.close()

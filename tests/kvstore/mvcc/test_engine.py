@@ -14,15 +14,15 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Engine, l
     monkeypatch.setattr(engines, "_HOLD_SECONDS", 0.02)
     engine = Engine(tmp_path / "db")
     told: list[bool] = []
-    real = engine._set_holding
+    real = engine._set_options
 
-    def tell(hold: bool) -> None:
-        told.append(hold)
+    def tell(options: dict[str, str]) -> None:
+        told.append(options == {"disable_auto_compactions": "true"})
         if told == [True, False]:
             raise OSError("the first release fails")
-        real(hold)
+        real(options)
 
-    monkeypatch.setattr(engine, "_set_holding", tell)
+    monkeypatch.setattr(engine, "_set_options", tell)
     return engine, told
 
 

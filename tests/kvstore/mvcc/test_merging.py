@@ -4,6 +4,8 @@ import asyncio
 import os
 from pathlib import Path
 
+import pytest
+
 from tests.kvstore.state.support import State, state_hash
 
 
@@ -16,14 +18,36 @@ async def test_merged_files_hold_no_deleted_rows(tmp_path: Path) -> None:
         await state.store.flush()
     # History stays for ever, so what can go are rows of `latest` that were overwritten.
     before, held = engine.size_bytes(), state_hash(state.store)
+    assert before == pytest.approx(_on_disk(tmp_path / "s"), rel=0.02)
     async with engine.merging():
         await state.put(b"meanwhile")
         while engine.merges_left:
             await asyncio.sleep(0.01)
     assert engine.size_bytes() < before - 3_000_000
+    assert _on_disk(tmp_path / "s") < before - 3_000_000
     await state.delete(b"meanwhile")
     assert state_hash(state.store) != held
     await state.store.flush()
     files = len(list((tmp_path / "s").glob("*.sst")))
     assert files > 1  # few files wait again for more of them
     state.close()
+
+
+async def test_overwritten_large_values_leave_the_disk_by_themselves(tmp_path: Path) -> None:
+    """Their rows are merged away as those of small ones are; the files that hold the values must follow."""
+    state = State(tmp_path / "s")
+    engine, rounds = state.store.engine, 40
+    for _ in range(rounds):
+        for at in range(20):
+            await state.put(b"k%d" % at, os.urandom(20_000))
+        await state.store.flush()
+    while engine.merges_left:
+        await asyncio.sleep(0.01)
+    history = rounds * 20 * 20_000
+    assert engine.size_bytes() < 1.7 * history  # 2.0: every row of `latest` that was ever written
+    assert _on_disk(tmp_path / "s") < 1.7 * history
+    state.close()
+
+
+def _on_disk(path: Path) -> int:
+    return sum([file.stat().st_size for file in path.iterdir() if file.suffix in (".sst", ".blob")])
