@@ -41,6 +41,7 @@ from rocksdict import WriteOptions as RocksWriteOptions
 from kvstore.failpoints import fail, fail_async
 from kvstore.measure import COMMITS
 from kvstore.mvcc import schema
+from kvstore.mvcc.encoding import event_kv
 from kvstore.mvcc.slices import Budget, in_thread
 
 _BUFFER_BYTES: Final = 32 << 20
@@ -48,24 +49,10 @@ _BUFFERS_MAX: Final = 3  # one being written, two being flushed
 _CACHE_BYTES: Final = 32 << 20
 _FILES_MERGED: Final = 8  # of level 0; fewer wait for more
 _HOLD_SECONDS: Final = 5.0
-_HELD: Final = {"disable_auto_compactions": "true"}
-_RELEASED: Final = {"disable_auto_compactions": "false"}
 _LEVEL0_HELD_MAX: Final = 20  # files; half of what slows writes down
 _CHUNK_BYTES: Final = 256 << 10  # values may be large: a chunk of rows ends here too
-_BLOB_BYTES_MIN: Final = 4 << 10  # a value from here on is written to a blob file; its row holds where
 _SIZES: Final = ("rocksdb.cur-size-all-mem-tables", "rocksdb.total-sst-files-size", "rocksdb.total-blob-file-size")
-# What RocksDB rewrites. Rows: once so many files of level 0 wait. Values in blob files: those in the oldest (this
-# share of the files) when a merge comes across their rows, and without one once so much of these files is garbage.
-_MERGED: Final = {
-    "level0_file_num_compaction_trigger": str(_FILES_MERGED),
-    "blob_garbage_collection_age_cutoff": "0.25",
-    "blob_garbage_collection_force_threshold": "0.5",
-}
-_MERGED_ALL: Final = {
-    "level0_file_num_compaction_trigger": "1",
-    "blob_garbage_collection_age_cutoff": "1.0",
-    "blob_garbage_collection_force_threshold": "0.1",
-}
+LARGE: Final = schema.EVENT[0]  # how the row of `latest` of a large KeyValue begins
 
 
 class StoreError(Exception):
@@ -97,6 +84,15 @@ def damaged(path: Path | str, what: object) -> StoreDamaged:
     )
 
 
+def large_kv(engine: "Engine", event_row: bytes) -> bytes:
+    """The KeyValue of a row of `latest` that only says which event holds it. Events stay as they are, so it does not
+    matter from which moment on the row is looked at. Raises StoreDamaged."""
+    event = engine.get(event_row)
+    if event is None:
+        raise damaged(engine.path, f"a live key's event is gone: {event_row!r}")
+    return event_kv(event)
+
+
 def _options() -> Options:
     table = BlockBasedOptions()
     table.set_block_cache(Cache(_CACHE_BYTES))
@@ -114,13 +110,10 @@ def _options() -> Options:
     # anew so soon that compressing them costs more than it saves: 2.1 us of a put on each member, 1.3 without.
     options.set_compression_per_level([DBCompressionType.none()] * 2 + [DBCompressionType.lz4()] * 5)
     options.set_level_zero_file_num_compaction_trigger(_FILES_MERGED)
-    # A large value is not written anew by every compaction that its row takes part in: the disk's fsyncs, which the
-    # log waits for too, took twice as long at their worst.
+    # Compactions do not write large values anew; before, an fdatasync of the log waited up to 100 ms behind theirs.
+    # Blob files are not collected, for there is no garbage in them: events, which hold all large values, stay.
     options.set_enable_blob_files(True)
-    options.set_min_blob_size(_BLOB_BYTES_MIN)
-    options.set_enable_blob_gc(True)
-    options.set_blob_gc_age_cutoff(float(_MERGED["blob_garbage_collection_age_cutoff"]))
-    options.set_blob_gc_force_threshold(float(_MERGED["blob_garbage_collection_force_threshold"]))
+    options.set_min_blob_size(schema.LARGE_BYTES)
     # Generous, since a slowed-down write holds the GIL; `settle` is the back-pressure.
     options.set_level_zero_slowdown_writes_trigger(40)
     options.set_level_zero_stop_writes_trigger(80)
@@ -131,15 +124,19 @@ def _options() -> Options:
 
 @final
 class Scan:
-    """Rows of [low, high) in key order, a chunk at a time, as of the moment its iterator was made."""
+    """Rows of [low, high) in key order, a chunk at a time, as of the moment its iterator was made.
 
-    __slots__ = ("_at", "_engine", "_high", "_iterator", "done")
+    All of one kind. Rows of `latest` come with their KeyValue, also where it is large and stands elsewhere.
+    """
+
+    __slots__ = ("_at", "_engine", "_high", "_iterator", "_of_latest", "done")
 
     def __init__(self, engine: "Engine", iterator: RdictIter, low: bytes, high: bytes) -> None:
         self._engine = engine
         self._iterator = iterator
         self._at = low
         self._high = high
+        self._of_latest = low[:1] == schema.LATEST
         self.done = low >= high  # nothing more will come
 
     def rows(self, count: int) -> list[tuple[bytes, bytes]]:
@@ -147,7 +144,7 @@ class Scan:
         found: list[tuple[bytes, bytes]] = []
         if self.done:
             return found
-        iterator, high = self._iterator, self._high
+        iterator, high, of_latest = self._iterator, self._high, self._of_latest
         key_of, value_of, move = iterator.key, iterator.value, iterator.next
         iterator.seek(self._at)
         size = 0
@@ -156,6 +153,8 @@ class Scan:
             if key is None or key >= high:  # None: behind the last row
                 break
             value = value_of()
+            if of_latest and value[0] == LARGE:
+                value = large_kv(self._engine, value)
             found.append((key, value))
             size += len(value)
             move()
@@ -202,6 +201,7 @@ class Engine:
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         """Raises StoreError. With read_only, nothing is made, locked or written: for a look at what is there."""
         self.path = path
+        self.read_only = read_only
         self._write_options = RocksWriteOptions()
         self._write_options.disable_wal = True  # type: ignore[method-assign, assignment]
         try:
@@ -226,6 +226,14 @@ class Engine:
         except Exception as error:
             raise damaged(self.path, error) from error
         return value
+
+    def get_latest(self, key: bytes) -> bytes | None:
+        """The encoded KeyValue of a live key."""
+        try:
+            kv: bytes | None = self._db_get(b"l" + key)
+        except Exception as error:
+            raise damaged(self.path, error) from error
+        return large_kv(self, kv) if kv is not None and kv[0] == LARGE else kv
 
     def iterator(self) -> RdictIter:
         """Pinned to this moment, over everything. While it lives, so does the lock of a closed database."""
@@ -282,7 +290,7 @@ class Engine:
         if self._holds:
             return
         self._holds = True
-        await in_thread(lambda: self._set_options(_HELD))
+        await in_thread(lambda: self._set_holding(True))
         loop.call_at(self._hold_until, self._release)
 
     def _release(self) -> None:
@@ -290,7 +298,7 @@ class Engine:
         if loop.time() < self._hold_until:
             loop.call_at(self._hold_until, self._release)
         else:
-            loop.run_in_executor(None, self._set_options, _RELEASED).add_done_callback(self._released)
+            loop.run_in_executor(None, self._set_holding, False).add_done_callback(self._released)
 
     def _released(self, done: "asyncio.Future[None]") -> None:
         """Held for ever, files would pile up until writes stall: try again, a disk that is broken shows elsewhere."""
@@ -300,13 +308,17 @@ class Engine:
             self._hold_until += _HOLD_SECONDS
             self._release()
 
+    def _set_holding(self, hold: bool) -> None:
+        with suppress(DbClosedError):
+            self._db.set_options({"disable_auto_compactions": "true" if hold else "false"})
+
     @asynccontextmanager
     async def merging(self) -> AsyncIterator[None]:
         """Inside, RocksDB's threads merge all files that wait for more of them, deleted rows go, and writes go on.
 
         Its own call for that, compact_range, holds the GIL for all of it.
         """
-        await in_thread(lambda: self._set_options(_MERGED_ALL))
+        await in_thread(lambda: self._set_files_merged(1))
         try:
             # Only a new file makes RocksDB look at its levels.
             batch = self.batch()
@@ -315,11 +327,11 @@ class Engine:
             await self.flush()
             yield
         finally:
-            await in_thread(lambda: self._set_options(_MERGED))
+            await in_thread(lambda: self._set_files_merged(_FILES_MERGED))
 
-    def _set_options(self, options: dict[str, str]) -> None:
+    def _set_files_merged(self, count: int) -> None:
         with suppress(DbClosedError):
-            self._db.set_options(options)
+            self._db.set_options({"level0_file_num_compaction_trigger": str(count)})
 
     @property
     def merges_left(self) -> bool:

@@ -229,14 +229,14 @@ class LeaseSweeper:
             # From here to the write nothing is applied: what is looked at is what is removed.
             batch = engine.batch()
             for row in rows:
-                latest = schema.LATEST + row[_HEAD_BYTES:]
-                kv = engine.get(latest)
+                key = row[_HEAD_BYTES:]
+                kv = engine.get_latest(key)
                 found = None if kv is None else KeyValue.FromString(kv)
                 if found is None or found.lease != lease:
                     batch.delete(row)
                 elif found.mod_revision <= revision:
                     batch.delete(row)
-                    batch.delete(latest)
+                    batch.delete(schema.LATEST + key)
             store.write(batch)
             await budget.pause_if_spent()
         if store.engine is engine and store.ended.get(lease) == revision:

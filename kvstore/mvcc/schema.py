@@ -7,12 +7,14 @@ the first leaves an applied index that is ahead of the data of the second.
 from struct import Struct
 from typing import Final
 
-FORMAT: Final = 1
+FORMAT: Final = 2
+FORMATS_READ: Final = (1, 2)  # in 1 every row of `latest` holds its KeyValue
 REVISION_MAX: Final = 2**63 - 1
 _SUB_MAX: Final = 2**32 - 1
 
 AUTH: Final = b"a"  # users and roles (kvstore/auth/table.py)
-LATEST: Final = b"l"
+LATEST: Final = b"l"  # the KeyValue, or, from LARGE_BYTES on, the key of the event's row, which holds it too
+LARGE_BYTES: Final = 4 << 10
 VERSION: Final = b"v"
 EVENT: Final = b"e"
 RECORD: Final = b"r"

@@ -60,6 +60,7 @@ class StoreOptions:
     clock: Clock = MONOTONIC  # says when to pause, and nothing else
     engine: Callable[[Path], Engine] = Engine  # the simulator brings one in memory
     count_walked_min: int = WALKED_MIN  # keys that a count has to pass before their numbers are kept
+    large_bytes: int = schema.LARGE_BYTES  # a smaller number is for tests
     peek: Callable[[Path], Engine] = open_read_only  # the same, to look and change nothing
 
 
@@ -196,7 +197,7 @@ class EngineReader(Reader):
         return self.current_revision
 
     def get_latest(self, key: bytes) -> bytes | None:
-        kv = self._engine.get(b"l" + key)
+        kv = self._engine.get_latest(key)
         return None if self.ended and kv is not None and leases.hides(self.ended, kv) else kv
 
     def scan_latest(self, low: bytes, high: bytes | None) -> LatestScan:
@@ -303,14 +304,14 @@ class MvccStore(EngineReader):
         if found is None:
             if engine.scan(b"\0", b"\xff").keys(1):
                 raise UnknownStoreFormat(f"{engine.path} holds a database that is not a store of kvstore")
-            batch = engine.batch()
-            batch.put(schema.META_FORMAT, schema.pack_u64(schema.FORMAT))
-            self.write(batch)
-        elif found != schema.pack_u64(schema.FORMAT):
+            self._write_format()
+        elif int.from_bytes(found, "big") not in schema.FORMATS_READ:
             raise UnknownStoreFormat(
                 f"the store in {engine.path} has format {int.from_bytes(found, 'big')}, this version knows "
                 f"{schema.FORMAT}: start it with the version that wrote it, or a newer one"
             )
+        elif int.from_bytes(found, "big") < schema.FORMAT and not engine.read_only:
+            self._write_format()
         row = engine.get(schema.META_STATE)
         try:
             self._show(StateRow() if row is None else _decode_state(row))
@@ -320,6 +321,11 @@ class MvccStore(EngineReader):
             self.auth = AuthTable.load(engine)
         except (StructError, DecodeError, UnicodeDecodeError) as error:
             raise damaged(engine.path, error) from error
+
+    def _write_format(self) -> None:
+        batch = self.engine.batch()
+        batch.put(schema.META_FORMAT, schema.pack_u64(schema.FORMAT))
+        self.write(batch)
 
     def _load_seen(self) -> dict[int, tuple[int, int]]:
         rows = self.engine.scan(schema.META_SEEN, schema.META_SEEN[:-1] + b"0").rest()

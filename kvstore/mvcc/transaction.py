@@ -44,10 +44,12 @@ class WriteGroup(Reader):
 
     def __init__(self, store: MvccStore) -> None:
         self._store = store
-        self._engine_get = store.engine.get
+        self._engine_get_latest = store.engine.get_latest
         self._rows = store.engine.batch()
         self._versions: list[bytes] = []  # rows of puts, apart: RocksDB takes neighbours in a row faster
         self._overlay: dict[bytes, bytes | None] = {}
+        self._large_bytes = store.options.large_bytes
+        self._large: dict[bytes, bytes] = {}  # keys whose newest KeyValue is large -> the row of its event
         self._sorted: list[bytes] | None = None  # of the overlay's keys, once somebody scans
         self._cleared: list[tuple[bytes, bytes | None]] = []
         self._born: list[bytes] = []  # keys that became live, and that ended, one by one: for KeyCounts
@@ -87,7 +89,7 @@ class WriteGroup(Reader):
     def _get_stored(self, key: bytes) -> bytes | None:
         if self._cleared and any(schema.contains(low, high, key) for low, high in self._cleared):
             return None
-        kv = self._engine_get(b"l" + key)
+        kv = self._engine_get_latest(key)
         return None if self.ended and kv is not None and hides(self.ended, kv) else kv
 
     def scan_stored(self, low: bytes, high: bytes | None) -> LatestScan:
@@ -149,7 +151,10 @@ class WriteGroup(Reader):
         event = put_event(kv)
         revision, sub = self.current_revision + 1, self._sub
         self._versions.append(schema.version_key(key, revision, sub))
-        self._rows.put(schema.event_row(revision, sub), event)
+        row = schema.event_row(revision, sub)
+        self._rows.put(row, event)
+        if len(kv) >= self._large_bytes:
+            self._large[key] = row
         self._set(key, kv)
         self._changes.append(AppliedEvent(key, event, False, prev))
         self._has_put = True
@@ -174,7 +179,10 @@ class WriteGroup(Reader):
                 self.leases.bind(before.lease, key, False)
         event = put_event(kv)
         self._versions.append(schema.version_key(key, revision, 0))
-        self._rows.put(schema.event_row(revision, 0), event)
+        row = schema.event_row(revision, 0)
+        self._rows.put(row, event)
+        if len(kv) >= self._large_bytes:
+            self._large[key] = row
         if self._sorted is None:
             overlay[key] = kv
         else:
@@ -398,12 +406,12 @@ class WriteGroup(Reader):
         for low, high in self._cleared:
             batch.delete_range(*schema.latest_rows(low, high))
         # After the intervals: the overlay is newer than all of them.
-        put = batch.put
+        put, large_bytes = batch.put, self._large_bytes
         for key, kv in self._overlay.items():
             if kv is None:
                 batch.delete(b"l" + key)
             else:
-                put(b"l" + key, kv)
+                put(b"l" + key, kv if len(kv) < large_bytes else self._large[key])
         self.leases.write(batch)
         for row, value in (*self._cluster.items(), *self.auth.rows.items()):
             if value is None:

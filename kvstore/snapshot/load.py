@@ -184,9 +184,10 @@ class _Loading:
                 f"since {kv.create_revision}"
             )
         encoded = key_value(kv.key, varint(kv.create_revision), varint(revision), kv.version, kv.value, kv.lease)
-        self._put(rows.event_row(revision, sub), put_event(encoded))
+        event_row = rows.event_row(revision, sub)
+        self._put(event_row, put_event(encoded))
         self._put(rows.version_key(kv.key, revision, sub), b"")
-        self._put(rows.LATEST + kv.key, encoded)
+        self._put(rows.LATEST + kv.key, encoded if len(encoded) < rows.LARGE_BYTES else event_row)
 
     def _load_tombstone(self, key: bytes, revision: int, sub: int, *, is_removed: bool) -> None:
         self._put(rows.event_row(revision, sub), delete_event(key, varint(revision)))

@@ -14,15 +14,15 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Engine, l
     monkeypatch.setattr(engines, "_HOLD_SECONDS", 0.02)
     engine = Engine(tmp_path / "db")
     told: list[bool] = []
-    real = engine._set_options
+    real = engine._set_holding
 
-    def tell(options: dict[str, str]) -> None:
-        told.append(options == {"disable_auto_compactions": "true"})
+    def tell(hold: bool) -> None:
+        told.append(hold)
         if told == [True, False]:
             raise OSError("the first release fails")
-        real(options)
+        real(hold)
 
-    monkeypatch.setattr(engine, "_set_options", tell)
+    monkeypatch.setattr(engine, "_set_holding", tell)
     return engine, told
 
 

@@ -74,7 +74,7 @@ def test_a_newer_format_is_refused(tmp_path: Path) -> None:
     store.engine._db.flush()
     store.close()
     for _ in range(2):  # the first refusal let go of the lock
-        with pytest.raises(UnknownStoreFormat, match="has format 2, this version knows 1"):
+        with pytest.raises(UnknownStoreFormat, match="has format 3, this version knows 2"):
             MvccStore.open(tmp_path / "s")
 
 

@@ -8,6 +8,7 @@ from typing import final
 from google.protobuf.message import Message
 
 from kvstore.mvcc import leases, schema
+from kvstore.mvcc.engine import LARGE, large_kv
 from kvstore.mvcc.events import RevisionEvents
 from kvstore.mvcc.live import KEY_BYTES, LEASE_BYTES
 from kvstore.mvcc.store import MvccStore, StoreOptions
@@ -135,8 +136,11 @@ def state_hash(store: MvccStore) -> str:
                 continue
             if key.startswith(schema.META_ENDED):
                 continue
-            if key[:1] == schema.LATEST and leases.hides(store.ended, value):
-                continue
+            if key[:1] == schema.LATEST:
+                if value[0] == LARGE:
+                    value = large_kv(store.engine, value)
+                if leases.hides(store.ended, value):
+                    continue
             if key[:1] == schema.LEASED and not _binds(store, key):
                 continue
             if key[:1] == schema.EVENT and schema.split_event(key)[0] > store.current_revision:

@@ -45,8 +45,8 @@ async def test_three_members_agree_at_every_index(tmp_path: Path, seed: int, mon
     # One by one with every clock tick a pause; and in lists, flushed and compacted at random.
     members = [
         State(tmp_path / "a", member=7, options=StoreOptions(clock=lambda: next(ticks), slice_ns=1)),
-        State(tmp_path / "b", member=8),
-        State(tmp_path / "c", member=9),
+        State(tmp_path / "b", member=8, options=StoreOptions(large_bytes=1)),
+        State(tmp_path / "c", member=9, options=StoreOptions(large_bytes=60)),
     ]
     compactors = [Compactor(member.store) for member in members]
     hashes: list[dict[int, tuple[str, object]]] = [{}, {}, {}]

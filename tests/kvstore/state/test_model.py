@@ -6,12 +6,13 @@ from random import Random
 import pytest
 
 from kvstore.errors import KvError
-from kvstore.mvcc import transaction
+from kvstore.mvcc import schema, transaction
 from kvstore.mvcc.compaction import Compactor
 from kvstore.mvcc.encoding import range_body
 from kvstore.mvcc.events import prev_kv, read_events
 from kvstore.mvcc.leases import LeaseSweeper, keys_of, read_leases
 from kvstore.mvcc.range import range_, range_small
+from kvstore.mvcc.store import StoreOptions
 from kvstore.pb import kv_pb2
 from kvstore.pb import rpc_pb2 as pb
 from tests.kvstore.state import workload
@@ -79,11 +80,12 @@ async def compare_events(state: State, model: Model, handed_over: bool) -> None:
 async def test_random_requests_answer_as_the_model_does(
     tmp_path: Path, seed: int, big: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """big: all deletes and revokes go the way of those of a million keys."""
+    """big: all deletes and revokes go the way of those of a million keys, all values that of large ones."""
     if big:
         monkeypatch.setattr(transaction, "BIG_DELETE", SMALL)
     rng = Random(seed)
-    state, model = State(tmp_path / "s"), Model()
+    options = StoreOptions(large_bytes=1 if big else schema.LARGE_BYTES)
+    state, model = State(tmp_path / "s", options=options), Model()
     compactor, sweeper = Compactor(state.store), LeaseSweeper(state.store)
     swept = 0
     for _ in range(150):

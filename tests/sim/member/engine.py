@@ -17,7 +17,7 @@ from pathlib import Path
 from struct import Struct
 from typing import Any, Final, TypeAlias, final
 
-from kvstore.mvcc.engine import Scan, StoreInUse
+from kvstore.mvcc.engine import LARGE, Scan, StoreInUse, large_kv
 from kvstore.mvcc.slices import Budget, in_thread
 from raft.testing.sim.rng import SimRng
 from tests.sim.member.loop import Process
@@ -179,12 +179,17 @@ class MemoryEngine:
             raise StoreInUse(f"the store in {path} is in use")
         rows.open = True
         self.path = path
+        self.read_only = False
         self._process = process
         self._rows = rows
         self._table = rows.durable.copy()
 
     def get(self, row: bytes) -> bytes | None:
         return self._table.values.get(row)
+
+    def get_latest(self, key: bytes) -> bytes | None:
+        kv = self.get(b"l" + key)
+        return large_kv(self, kv) if kv is not None and kv[0] == LARGE else kv  # type: ignore[arg-type]
 
     def iterator(self) -> Any:
         return MemoryIterator(self._table)

@@ -118,6 +118,7 @@ class Member:
                     engine=self._open_rows,
                     peek=self._peek_rows,
                     count_walked_min=2,
+                    large_bytes=world.options.large_bytes,
                 ),
                 lambda: self.rng.below(2**62) | 1,
             )

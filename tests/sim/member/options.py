@@ -68,6 +68,7 @@ class Options:
     think: int  # mean pause of a client
     watchers: int
     small_watches: bool  # the hub's bounds are so small that they are always reached
+    large_bytes: int  # from which size on a KeyValue stands in its event only
     compactions: float  # per second; 0: none
     leases: bool
     changes: float  # of membership, per second; 0: none
@@ -132,6 +133,7 @@ def draw(seed: int, seconds: float) -> Options:
         think=int(rng.log_uniform(8, 40) * MILLISECOND),
         watchers=rng.between(1, 4),
         small_watches=rng.chance(0.5),
+        large_bytes=SimRng(seed, "member large").choice([1, 60, 4096]),
         compactions=rng.choice([0.0, 0.2, 1.0, 3.0]),
         leases=rng.chance(0.6),
         changes=rng.choice([0.0, 0.0, 0.3]),
