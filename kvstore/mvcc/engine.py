@@ -17,6 +17,8 @@ What has to be known of rocksdict 0.3.29, each point tried:
 """
 
 import asyncio
+import mmap
+import os
 import weakref
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
@@ -110,8 +112,8 @@ def _options() -> Options:
     # anew so soon that compressing them costs more than it saves: 2.1 us of a put on each member, 1.3 without.
     options.set_compression_per_level([DBCompressionType.none()] * 2 + [DBCompressionType.lz4()] * 5)
     options.set_level_zero_file_num_compaction_trigger(_FILES_MERGED)
-    # Compactions do not write large values anew; before, an fdatasync of the log waited up to 100 ms behind theirs.
-    # Blob files are not collected, for there is no garbage in them: events, which hold all large values, stay.
+    # Compactions do not write large values anew. Blob files are not collected, for there is no garbage in them:
+    # events, which hold all large values, stay.
     options.set_enable_blob_files(True)
     options.set_min_blob_size(schema.LARGE_BYTES)
     # Generous, since a slowed-down write holds the GIL; `settle` is the back-pressure.
@@ -120,6 +122,24 @@ def _options() -> Options:
     options.set_keep_log_file_num(4)
     options.set_max_open_files(512)
     return options
+
+
+def _writes_past_page_cache(path: Path) -> bool:
+    """Whether the file system can. Else the kernel gathers a whole memtable and writes it out in one go, and an
+    fdatasync of the log waits behind it: 64 KiB puts had a p99 of 45 ms, and 22 without."""
+    if not hasattr(os, "O_DIRECT"):
+        return False
+    probe = path / ".direct"
+    try:
+        file = os.open(probe, os.O_CREAT | os.O_WRONLY | os.O_DIRECT, 0o600)
+        try:
+            os.write(file, mmap.mmap(-1, mmap.PAGESIZE))  # which is aligned; some accept the flag and no write
+        finally:
+            os.close(file)
+            probe.unlink()
+    except OSError:
+        return False
+    return True
 
 
 @final
@@ -209,7 +229,9 @@ class Engine:
                 self._db = Rdict(str(path), _options(), access_type=AccessType.read_only())
             else:
                 path.mkdir(mode=0o700, parents=True, exist_ok=True)
-                self._db = Rdict(str(path), _options())
+                options = _options()
+                options.set_use_direct_io_for_flush_and_compaction(_writes_past_page_cache(path))
+                self._db = Rdict(str(path), options)
         except Exception as error:  # rocksdict has no class of its own for these
             text = str(error)
             if "lock hold by current process" in text or "Resource temporarily unavailable" in text:

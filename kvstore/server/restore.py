@@ -106,7 +106,7 @@ def _check_place(place: Path) -> None:
 
 
 def _check_room(place: Path, needed: int) -> None:
-    """A value stands in the store twice, and RocksDB compresses: about as much as the file takes."""
+    """A small value stands in the store twice, and RocksDB compresses: about as much as the file takes."""
     found = os.statvfs(place.parent)
     free = found.f_bavail * found.f_frsize
     if free < needed + ROOM_BYTES:

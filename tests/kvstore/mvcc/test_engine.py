@@ -1,6 +1,8 @@
-"""Compactions held back during a long write come back by themselves, whatever happens."""
+"""What the engine does around RocksDB: holding compactions back, and writing past the page cache."""
 
 import asyncio
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -63,3 +65,27 @@ async def test_nothing_is_held_while_too_many_files_wait(
     await engine.hold_compactions()
     assert told == []
     engine.close()
+
+
+@pytest.mark.parametrize("refuses", ["", "open", "write"])
+async def test_a_file_system_without_direct_io_is_written_through_the_page_cache(
+    tmp_path: Path, refuses: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object) -> int:
+        raise OSError(errno.EINVAL, "no O_DIRECT here")
+
+    with monkeypatch.context() as patch:
+        if refuses:
+            patch.setattr(os, refuses, refuse)
+        engine = Engine(tmp_path / "db")
+    assert not (tmp_path / "db" / ".direct").exists()
+    options = next((tmp_path / "db").glob("OPTIONS-*")).read_text()
+    assert ("use_direct_io_for_flush_and_compaction=true" in options) is not bool(refuses)
+    batch = engine.batch()
+    batch.put(b"k", b"v")
+    engine.write(batch)
+    await engine.flush()
+    engine.close()
+    again = Engine(tmp_path / "db")
+    assert again.get(b"k") == b"v"
+    again.close()

@@ -136,11 +136,8 @@ def state_hash(store: MvccStore) -> str:
                 continue
             if key.startswith(schema.META_ENDED):
                 continue
-            if key[:1] == schema.LATEST:
-                if value[0] == LARGE:
-                    value = large_kv(store.engine, value)
-                if leases.hides(store.ended, value):
-                    continue
+            if key[:1] == schema.LATEST and leases.hides(store.ended, _whole(store, value)):
+                continue
             if key[:1] == schema.LEASED and not _binds(store, key):
                 continue
             if key[:1] == schema.EVENT and schema.split_event(key)[0] > store.current_revision:
@@ -155,8 +152,13 @@ def state_hash(store: MvccStore) -> str:
                     settled = prefix
                     if value == schema.TOMBSTONE:
                         continue
-            digest.update(b"%d %b %d %b" % (len(key), key, len(value), value))
+            shown = _whole(store, value) if key[:1] == schema.LATEST else value
+            digest.update(b"%d %b %d %b" % (len(key), key, len(shown), shown))
     return digest.hexdigest()
+
+
+def _whole(store: MvccStore, kv: bytes) -> bytes:
+    return large_kv(store.engine, kv) if kv[0] == LARGE else kv
 
 
 def _binds(store: MvccStore, row: bytes) -> bool:
