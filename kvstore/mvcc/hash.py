@@ -52,7 +52,7 @@ async def hash_kv(reader: Reader, revision: int) -> tuple[int, int, int]:
 async def damaged_key(reader: Reader) -> bytes | None:
     """The first key whose row of `latest` is not what its newest event says, or whose event is gone; None: all is well.
 
-    A small value stands twice, and `hash_kv` sees one of the two. Both kinds of row have the same order, so this is one walk.
+    A small value stands twice, and `hash_kv` sees one of the two. Both kinds of row have one order, so it is one walk.
     """
     budget = reader.budget()
     versions = reader.scan(*schema.version_rows(b"", None))
