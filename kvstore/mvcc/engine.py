@@ -344,7 +344,7 @@ class Engine:
         try:
             # Only a new file makes RocksDB look at its levels.
             batch = self.batch()
-            batch.put(schema.META_FORMAT, schema.pack_u64(schema.FORMAT))
+            batch.put(schema.META_FORMAT, self.get(schema.META_FORMAT) or schema.pack_u64(schema.FORMAT_1))
             self.write(batch)
             await self.flush()
             yield

@@ -7,8 +7,10 @@ the first leaves an applied index that is ahead of the data of the second.
 from struct import Struct
 from typing import Final
 
-FORMAT: Final = 2
-FORMATS_READ: Final = (1, 2)  # in 1 every row of `latest` holds its KeyValue
+# In 1 every row of `latest` holds its KeyValue, in 2 not the large ones. A store is of 1 until the first of these is
+# written, so that a build that knows no other can go on with it.
+FORMAT_1: Final = 1
+FORMAT_2: Final = 2
 REVISION_MAX: Final = 2**63 - 1
 _SUB_MAX: Final = 2**32 - 1
 

@@ -304,14 +304,14 @@ class MvccStore(EngineReader):
         if found is None:
             if engine.scan(b"\0", b"\xff").keys(1):
                 raise UnknownStoreFormat(f"{engine.path} holds a database that is not a store of kvstore")
-            self._write_format()
-        elif int.from_bytes(found, "big") not in schema.FORMATS_READ:
+            batch = engine.batch()
+            batch.put(schema.META_FORMAT, schema.pack_u64(schema.FORMAT_1))
+            self.write(batch)
+        elif int.from_bytes(found, "big") not in (schema.FORMAT_1, schema.FORMAT_2):
             raise UnknownStoreFormat(
                 f"the store in {engine.path} has format {int.from_bytes(found, 'big')}, this version knows "
-                f"{schema.FORMAT}: start it with the version that wrote it, or a newer one"
+                f"{schema.FORMAT_2}: start it with the version that wrote it, or a newer one"
             )
-        elif int.from_bytes(found, "big") < schema.FORMAT and not engine.read_only:
-            self._write_format()
         row = engine.get(schema.META_STATE)
         try:
             self._show(StateRow() if row is None else _decode_state(row))
@@ -321,11 +321,6 @@ class MvccStore(EngineReader):
             self.auth = AuthTable.load(engine)
         except (StructError, DecodeError, UnicodeDecodeError) as error:
             raise damaged(engine.path, error) from error
-
-    def _write_format(self) -> None:
-        batch = self.engine.batch()
-        batch.put(schema.META_FORMAT, schema.pack_u64(schema.FORMAT))
-        self.write(batch)
 
     def _load_seen(self) -> dict[int, tuple[int, int]]:
         rows = self.engine.scan(schema.META_SEEN, schema.META_SEEN[:-1] + b"0").rest()

@@ -412,6 +412,8 @@ class WriteGroup(Reader):
                 batch.delete(b"l" + key)
             else:
                 put(b"l" + key, kv if len(kv) < large_bytes else self._large[key])
+        if self._large:
+            put(schema.META_FORMAT, schema.pack_u64(schema.FORMAT_2))
         self.leases.write(batch)
         for row, value in (*self._cluster.items(), *self.auth.rows.items()):
             if value is None:

@@ -187,7 +187,11 @@ class _Loading:
         event_row = rows.event_row(revision, sub)
         self._put(event_row, put_event(encoded))
         self._put(rows.version_key(kv.key, revision, sub), b"")
-        self._put(rows.LATEST + kv.key, encoded if len(encoded) < rows.LARGE_BYTES else event_row)
+        if len(encoded) < rows.LARGE_BYTES:
+            self._put(rows.LATEST + kv.key, encoded)
+        else:
+            self._put(rows.LATEST + kv.key, event_row)
+            self._put(rows.META_FORMAT, rows.pack_u64(rows.FORMAT_2))
 
     def _load_tombstone(self, key: bytes, revision: int, sub: int, *, is_removed: bool) -> None:
         self._put(rows.event_row(revision, sub), delete_event(key, varint(revision)))

@@ -102,25 +102,35 @@ async def test_a_missing_event_is_damage(state: State) -> None:
         state.store.scan(*schema.latest_rows(b"", None)).rows(1)
 
 
-async def test_a_store_of_format_1_is_read_and_becomes_one_of_2(tmp_path: Path) -> None:
-    """There, rows of `latest` held every KeyValue."""
-    path = tmp_path / "s"
+def format_of(store: MvccStore) -> bytes | None:
+    return store.engine.get(schema.META_FORMAT)
+
+
+async def test_a_store_of_format_1_is_read_and_becomes_one_of_2_by_its_first_large_value(tmp_path: Path) -> None:
+    """In 1, rows of `latest` held every KeyValue."""
+    path, one, two = tmp_path / "s", schema.pack_u64(1), schema.pack_u64(2)
     old = State(path, options=StoreOptions(large_bytes=1 << 30))
     await old.put(b"k", bytes(SIZE))
-    batch = old.store.engine.batch()
-    batch.put(schema.META_FORMAT, schema.pack_u64(1))
-    old.store.write(batch)
     await old.store.flush()
+    assert format_of(old.store) == one
     old.close()
     looked_at = MvccStore.open(path, StoreOptions(engine=partial(Engine, read_only=True)))
-    assert looked_at.engine.get(schema.META_FORMAT) == schema.pack_u64(1)
     assert value_of(looked_at, b"k") == bytes(SIZE)
     looked_at.close()
     state = State(path)
-    assert state.store.engine.get(schema.META_FORMAT) == schema.pack_u64(2)
+    state.sequence = 100
+    await state.put(b"small", b"1")
+    assert format_of(state.store) == one
     assert len(raw(state.store, b"k") or b"") > SIZE
     assert value_of(state.store, b"k") == bytes(SIZE)
-    state.sequence = 100
     await state.put(b"k", bytes(SIZE))
-    assert raw(state.store, b"k") == schema.event_row(3, 0)
+    assert raw(state.store, b"k") == schema.event_row(4, 0)
+    assert format_of(state.store) == two
+    async with state.store.engine.merging():
+        assert format_of(state.store) == two
+    await state.delete(b"k")  # its event stays
+    await state.store.flush()
     state.close()
+    again = MvccStore.open(path)
+    assert format_of(again) == two
+    again.close()

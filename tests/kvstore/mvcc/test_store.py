@@ -69,7 +69,7 @@ def test_a_store_in_use_is_refused(tmp_path: Path) -> None:
 def test_a_newer_format_is_refused(tmp_path: Path) -> None:
     store = MvccStore.open(tmp_path / "s")
     batch = WriteBatch(raw_mode=True)
-    batch.put(schema.META_FORMAT, schema.pack_u64(schema.FORMAT + 1))
+    batch.put(schema.META_FORMAT, schema.pack_u64(schema.FORMAT_2 + 1))
     store.write(batch)
     store.engine._db.flush()
     store.close()

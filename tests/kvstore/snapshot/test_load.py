@@ -96,6 +96,21 @@ async def test_what_was_saved_is_there_again(tmp_path: Path, seed: int) -> None:
     after.close()
 
 
+async def test_a_large_value_makes_the_store_format_2(tmp_path: Path) -> None:
+    state = State(tmp_path / "s")
+    found = []
+    for size in (10, rows.LARGE_BYTES):
+        await state.put(b"k", bytes(size))
+        await save(state.store, tmp_path / f"{size}")
+        after = MvccStore.open(tmp_path / f"loaded-{size}")
+        load_file(tmp_path / f"{size}", after)
+        assert await shown(after, 0) == await shown(state.store, 0)
+        found.append(after.get(rows.META_FORMAT))
+        after.close()
+    state.close()
+    assert found == [rows.pack_u64(rows.FORMAT_1), rows.pack_u64(rows.FORMAT_2)]
+
+
 def key_row(revision: int, sub: int = 0, mark: bytes = b"") -> bytes:
     return b"%b_%b%b" % (revision.to_bytes(8, "big"), sub.to_bytes(8, "big"), mark)
 

@@ -132,7 +132,7 @@ def state_hash(store: MvccStore) -> str:
     scan = store.engine.scan(b"\0", b"\xff")
     while rows := scan.rows(1000):
         for key, value in rows:
-            if key == schema.META_COMPACTED or key.startswith(schema.META_LIVE):
+            if key in (schema.META_COMPACTED, schema.META_FORMAT) or key.startswith(schema.META_LIVE):
                 continue
             if key.startswith(schema.META_ENDED):
                 continue
