@@ -4,22 +4,24 @@
                            + the numbers of the blocks in between
                            + from the last boundary to high, walked
 
-A long count notes on its way how many keys it passed (`walked`), and from then on every commit adds and takes away
-what it makes live and what it ends, in the step in which that becomes visible. So the numbers are those of the current
-state at any moment. They cover the interval that was walked. Whatever changes `latest` otherwise than key by key (a big
-delete, a large revoke, another state in its place) drops them, and the next long count begins anew.
+A long count, a page of a listing needs one too, notes on its way how many keys it passed (`walked`), and from then on
+every commit adds and takes away what it makes live and what it ends, in the step in which that becomes visible. So the
+numbers are those of the current state at any moment. They cover the interval that was walked. Whatever changes
+`latest` otherwise than key by key (a big delete, a large revoke, another state in its place) drops them, and the next
+long count begins anew.
 
 A cache in memory: whether it is there shows in nothing but the time that a count takes. All bounds are those of rows.
 """
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final, final
 
 if TYPE_CHECKING:
     from kvstore.mvcc.engine import Engine
 
-WALKED_MIN: Final = 20_000  # keys: shorter counts are walked each time
+WALKED_MIN: Final = 5_000  # keys: shorter counts are walked each time
+COUNTS_MAX: Final = 8  # intervals whose numbers are kept
 BLOCK_MAX: Final = 2048  # keys; a block that has grown larger is split
 WAITING_MAX: Final = 10_000  # changes that commits may bring during a walk, or it was in vain: about 5 ms
 _CHUNK: Final = 256
@@ -30,12 +32,11 @@ class KeyCounts:
     def __init__(self, low: bytes, high: bytes, ended: "Callable[[KeyCounts, int], None]") -> None:
         """`ended` is told when the walk has."""
         self._ended = ended
-        self._low = low
-        self._high = high
+        self.low = low
+        self.high = high
         self._lows: list[bytes] = [low]  # where each block begins
         self._counts: list[int] = [0]
-        self._waiting: list[tuple[bytes, int]] = []  # changes of commits behind the walk's moment
-        self._ready = False
+        self._waiting: list[tuple[bytes, int]] | None = []  # changes of commits behind the moment of a walk under way
         self._large: set[bytes] = set()  # beginnings of blocks to split
         self.dropped = False
 
@@ -52,15 +53,16 @@ class KeyCounts:
 
     def use(self) -> None:
         """From now on they are those of the current state."""
-        self._ready = True
-        for row, change in self._waiting:
+        waiting, self._waiting = self._waiting or [], None
+        for row, change in waiting:
             self._add(row, change)
-        self._waiting = []
 
-    def commit(self, engine: "Engine", born: Iterable[bytes], died: Iterable[bytes]) -> None:
-        """Keys, without the first byte of their rows, that were not live and are now, and the other way round."""
-        changes = [(b"l" + key, 1) for key in born] + [(b"l" + key, -1) for key in died]
-        if not self._ready:
+    def covers(self, low: bytes, high: bytes) -> bool:
+        return self.low <= low and high <= self.high
+
+    def commit(self, engine: "Engine", changes: Sequence[tuple[bytes, int]]) -> None:
+        """1: this row was not live and is now; -1: the other way round."""
+        if self._waiting is not None:
             self._waiting += changes
             self.dropped = self.dropped or len(self._waiting) > WAITING_MAX
             return
@@ -71,7 +73,7 @@ class KeyCounts:
         self._large.clear()
 
     def _add(self, row: bytes, change: int) -> None:
-        if not self._low <= row < self._high:
+        if not self.low <= row < self.high:
             return
         at = bisect_right(self._lows, row) - 1
         self._counts[at] += change
@@ -86,7 +88,7 @@ class KeyCounts:
         at = bisect_left(self._lows, low)
         if at == len(self._lows) or self._lows[at] != low:
             return  # emptied by the same commit
-        high = self._lows[at + 1] if at + 1 < len(self._lows) else self._high
+        high = self._lows[at + 1] if at + 1 < len(self._lows) else self.high
         scan = engine.scan(low, high)
         lows: list[bytes] = []
         counts: list[int] = []
@@ -97,13 +99,11 @@ class KeyCounts:
         self._lows[at : at + 1] = lows
         self._counts[at : at + 1] = counts
 
-    def count(self, engine: "Engine", low: bytes, high: bytes) -> int | None:
-        """Of the current state. None: not all of the interval is covered, or the walk is under way."""
-        if not self._ready or low < self._low or high > self._high:
-            return None
+    def count(self, engine: "Engine", low: bytes, high: bytes) -> int:
+        """Of the current state, in an interval that they cover."""
         lows = self._lows
         first = bisect_left(lows, low)
-        end = len(lows) if high >= self._high else bisect_right(lows, high) - 1
+        end = len(lows) if high >= self.high else bisect_right(lows, high) - 1
         if first >= end:
             return _walk(engine, low, high)
         between = sum(self._counts[first:end])

@@ -68,18 +68,30 @@ def range_small(store: MvccStore, request: RangeRequest) -> RangeResult | None:
     elif store.ended:
         return None
     else:
-        scan = store.scan(*schema.latest_rows(*_interval(request)))
-        rows = scan.rows(SMALL_ROWS)
-        if not scan.done:
+        page = _small_page(store, request)
+        if page is None:
             return None
-        result = RangeResult([kv for _, kv in rows], len(rows), False)
+        result = page
     if request.count_only:
         return RangeResult([], result.count, False)
-    if 0 < request.limit < len(result.kvs):
-        result = RangeResult(result.kvs[: request.limit], result.count, True)
     if request.keys_only:
         result.kvs = [without_value(kv) for kv in result.kvs]
     return result
+
+
+def _small_page(store: MvccStore, request: RangeRequest) -> RangeResult | None:
+    """The first keys of an interval, up to the limit, when they are few and it is cheap to say how many there are."""
+    limit = request.limit
+    scan = store.scan(*schema.latest_rows(*_interval(request)))
+    rows = scan.rows(limit if 0 < limit < SMALL_ROWS else SMALL_ROWS)
+    count: int | None = len(rows)
+    if not scan.done:
+        if not 0 < limit == len(rows):
+            return None
+        count = limit + len(scan.keys(SMALL_ROWS))
+        if not scan.done:
+            count = store.count_latest(*_interval(request))
+    return None if count is None else RangeResult([kv for _, kv in rows], count, len(rows) < count)
 
 
 def _interval(request: RangeRequest) -> tuple[bytes, bytes | None]:
@@ -91,12 +103,6 @@ async def range_(reader: Reader, request: RangeRequest) -> RangeResult:
     check_revision(reader, request.revision)
     budget = reader.budget()
     revision = request.revision
-    known: int | None = None  # what `count` comes to
-    source = source_of(reader, *_interval(request), revision)
-    if isinstance(source, _Latest):
-        known = reader.count_latest(*_interval(request))
-        if known is None and request.count_only:
-            known = await _walk(reader, request, budget)
     filtered = has_filters(request)
     descending = request.sort_order == RangeRequest.DESCEND
     # A target without an order means ascending; ascending by key is how they come.
@@ -105,6 +111,12 @@ async def range_(reader: Reader, request: RangeRequest) -> RangeResult:
     # Without an order the limit takes the first ones by key, and only these are sorted (etcd rangeLimit).
     everything = filtered or not limit or (sorts and request.sort_order != RangeRequest.NONE)
     fetch_max = 0 if everything else limit + 1
+    known: int | None = None  # what `count` comes to
+    source = source_of(reader, *_interval(request), revision)
+    if isinstance(source, _Latest):
+        known = reader.count_latest(*_interval(request))
+        if known is None and (request.count_only or fetch_max):
+            known = await _walk(reader, request, budget)
     kvs: list[bytes] = []
     count = 0
     while not request.count_only and not source.ended and (not fetch_max or len(kvs) < fetch_max):

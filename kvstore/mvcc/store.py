@@ -23,7 +23,7 @@ from rocksdict import RdictIter, WriteBatch
 
 from kvstore.auth.table import AuthTable
 from kvstore.mvcc import leases, schema
-from kvstore.mvcc.counts import WALKED_MIN, KeyCounts
+from kvstore.mvcc.counts import COUNTS_MAX, WALKED_MIN, KeyCounts
 from kvstore.mvcc.engine import (
     Engine,
     Scan,
@@ -283,7 +283,7 @@ class MvccStore(EngineReader):
         # something that was read from the store reads it again. Must not raise.
         self.on_swap: list[Callable[[], None]] = []
         self.totals = Totals()
-        self._counts: KeyCounts | None = None
+        self._counts: list[KeyCounts] = []  # the newest first
         self._counting: KeyCounts | None = None  # those of a walk under way
         self._load()
 
@@ -359,9 +359,9 @@ class MvccStore(EngineReader):
         self._show(state)
 
     def count_latest(self, low: bytes, high: bytes | None) -> int | None:
-        if self._counts is None or self.ended:
-            return None
-        return self._counts.count(self.engine, *schema.latest_rows(low, high))
+        rows = schema.latest_rows(low, high)
+        found = None if self.ended else next((one for one in self._counts if one.covers(*rows)), None)
+        return None if found is None else found.count(self.engine, *rows)
 
     def begin_counts(self, low: bytes, high: bytes | None) -> KeyCounts | None:
         if self._counting is not None or self.ended:
@@ -374,17 +374,22 @@ class MvccStore(EngineReader):
             self._counting = None
             if passed >= self.options.count_walked_min and not counts.dropped:
                 counts.use()
-                self._counts = counts
+                others = [one for one in self._counts if not counts.covers(one.low, one.high)]
+                self._counts = [counts, *others[: COUNTS_MAX - 1]]
 
     def update_counts(self, born: list[bytes], died: list[bytes]) -> None:
         """A commit has made these keys live, and has ended those."""
-        for counts in (self._counts, self._counting):
-            if counts is not None:
-                counts.commit(self.engine, born, died)
+        walks = [] if self._counting is None else [self._counting]
+        if not self._counts and not walks:
+            return
+        changes = [(schema.LATEST + key, 1) for key in born] + [(schema.LATEST + key, -1) for key in died]
+        for counts in self._counts + walks:
+            counts.commit(self.engine, changes)
 
     def drop_counts(self) -> None:
         """`latest` was changed otherwise."""
-        self._counts = self._counting = None
+        self._counts = []
+        self._counting = None
 
     async def flush(self) -> int:
         """Make the state durable. Returns an applied index that is on the disk for certain."""
