@@ -30,6 +30,7 @@ from kvstore.pb.kv_pb2 import KeyValue
 _EVENTS: Final = 128  # per slice
 _VERSIONS: Final = 256
 _BATCH_BYTES: Final = 32 << 10
+_HANDLED_MAX: Final = 50_000  # keys, some MB
 
 
 class _Swapped(Exception):
@@ -73,14 +74,20 @@ class Compactor:
 
     async def _run_to(self, target: int) -> None:
         """Walk the events of (done, target]; their keys are the ones with something to remove."""
-        store, engine, budget = self._store, self._store.engine, self._store.budget()
+        store, engine, budget = self._store, self._store.engine, self._store.background_budget()
+        handled: set[bytes] = set()  # keys that have nothing left to remove: up to the target all is done at once
         scan = store.scan(schema.event_from(self._done + 1), schema.event_from(target + 1))
         while rows := scan.rows(_EVENTS):
             # A revision is done only with its last event; a crash inside it repeats the revision.
             done = max(schema.split_event(rows[-1][0])[0] - 1, self._done)
             batch = engine.batch()
-            for key in {event_key(event): None for _, event in rows if not _creates(event)}:
+            if len(handled) > _HANDLED_MAX:
+                handled.clear()
+            for _, event in rows:
+                if _creates(event) or (key := event_key(event)) in handled:
+                    continue
                 batch = await self._remove(engine, key, target, batch, budget)
+                handled.add(key)
             await self._write(engine, batch, done, budget)
         await fail_async("compactBeforeFinish")
         await self._write(engine, engine.batch(), target, budget)
@@ -89,11 +96,11 @@ class Compactor:
         """Add the removals of one key; returns the batch to go on with."""
         # Bounded by the key: behind it may lie any number of rows that RocksDB has yet to forget.
         scan = self._store.scan(schema.version_from(key, target), schema.version_prefix(key)[:-1] + b"\x02")
-        rows = scan.rows(1)
+        rows = scan.rows(_VERSIONS)
         if not rows:
             return batch
-        newest, mark = rows[0]
-        while rows := scan.rows(_VERSIONS):
+        newest, mark = rows.pop(0)
+        while rows:
             for row, _ in rows:
                 batch.delete(row)
             self.removed += len(rows)
@@ -101,6 +108,7 @@ class Compactor:
                 await self._write(engine, batch, self._done, budget)
                 batch = engine.batch()
             await budget.pause_if_spent()
+            rows = scan.rows(_VERSIONS)
         if mark == schema.TOMBSTONE:
             # Last of all: without it, an older version that is still there would come back to life.
             batch.delete(newest)

@@ -25,6 +25,8 @@ MONOTONIC: Final[Clock] = time.monotonic_ns
 SLICE_NS: Final = 5_000_000
 BIG_WRITE_SLICE_NS: Final = 3_000_000
 BIG_WRITE_REST: Final = 0.5  # slices: two thirds of a core
+BACKGROUND_SLICE_NS: Final = 2_000_000
+BACKGROUND_REST: Final = 1  # slices: half a core
 _STALL_SECONDS: Final = 0.002
 
 

@@ -35,7 +35,16 @@ from kvstore.mvcc.engine import (
     open_read_only,
 )
 from kvstore.mvcc.live import load_live
-from kvstore.mvcc.slices import BIG_WRITE_REST, BIG_WRITE_SLICE_NS, MONOTONIC, SLICE_NS, Budget, Clock
+from kvstore.mvcc.slices import (
+    BACKGROUND_REST,
+    BACKGROUND_SLICE_NS,
+    BIG_WRITE_REST,
+    BIG_WRITE_SLICE_NS,
+    MONOTONIC,
+    SLICE_NS,
+    Budget,
+    Clock,
+)
 from kvstore.mvcc.totals import Totals
 
 __all__ = [
@@ -214,6 +223,10 @@ class EngineReader(Reader):
 
     def budget(self) -> Budget:
         return Budget(self._options.clock, self._options.slice_ns)
+
+    def background_budget(self) -> Budget:
+        """For work that nobody waits for."""
+        return Budget(self._options.clock, min(self._options.slice_ns, BACKGROUND_SLICE_NS), BACKGROUND_REST)
 
     def big_write_budget(self) -> Budget:
         """For work of many slices: writes, which every member does at once (slices.py), and snapshot files."""
