@@ -89,7 +89,8 @@ async def _serve(config: ServerConfig) -> int:
     import structlog
 
     from kvstore.lag import LoopLag, wants_lag
-    from kvstore.mvcc.store import StoreError
+    from kvstore.mvcc.engine import Engine
+    from kvstore.mvcc.store import StoreError, StoreOptions
     from kvstore.rpc import make_peer_channel, make_peer_server
     from kvstore.server.bootstrap import open_member
     from kvstore.server.server import KvServer
@@ -101,7 +102,8 @@ async def _serve(config: ServerConfig) -> int:
     lag = LoopLag() if wants_lag() or config.admin_socket is not None else None
     front = await _check_front(config)
     peer_channel = partial(make_peer_channel, front=front, tls=channel_tls(config.peer_tls))
-    member = await open_member(config, channel_factory=peer_channel)
+    store_options = StoreOptions(engine=partial(Engine, on_unreadable=die))
+    member = await open_member(config, store_options=store_options, channel_factory=peer_channel)
     identity = member.identity
     log.info(
         "starting",

@@ -60,7 +60,7 @@ LARGE: Final = schema.EVENT[0]  # how the row of `latest` of a large KeyValue be
 class StoreError(Exception):
     """The store cannot be used. The message says what to do.
 
-    StoreError
+    StoreError               the disk does not take or give what it is asked for
      +- UnknownStoreFormat   written by a newer version, or by something else
      +- StoreInUse           another process has it open
      +- StoreDamaged         RocksDB refuses it, or a row is not what it must be
@@ -86,12 +86,23 @@ def damaged(path: Path | str, what: object) -> StoreDamaged:
     )
 
 
+def _unreadable(path: Path, what: object) -> StoreError:
+    """A disk that fails is not a damaged store: what is on it may be whole, and must not be thrown away."""
+    text = str(what)
+    if not text.startswith("IO error") or "No such file" in text:  # a file that is gone is damage
+        return damaged(path, text)
+    return StoreError(
+        f"cannot read the store in {path} ({text}): see to the disk, its mount and its permissions, "
+        "then start this member again"
+    )
+
+
 def large_kv(engine: "Engine", event_row: bytes) -> bytes:
     """The KeyValue of a row of `latest` that only says which event holds it. Events stay as they are, so it does not
     matter from which moment on the row is looked at. Raises StoreDamaged."""
     event = engine.get(event_row)
     if event is None:
-        raise damaged(engine.path, f"a live key's event is gone: {event_row!r}")
+        raise engine.unreadable(f"a live key's event is gone: {event_row!r}")
     return event_kv(event)
 
 
@@ -218,10 +229,17 @@ class Scan:
 class Engine:
     """The open database."""
 
-    def __init__(self, path: Path, *, read_only: bool = False) -> None:
-        """Raises StoreError. With read_only, nothing is made, locked or written: for a look at what is there."""
+    def __init__(
+        self, path: Path, *, read_only: bool = False, on_unreadable: Callable[[StoreError], object] | None = None
+    ) -> None:
+        """Raises StoreError. With read_only, nothing is made, locked or written: for a look at what is there.
+
+        on_unreadable: called in any thread before a read raises StoreError. A member ends there: of all that wait for
+        something of the store, none shall be answered by whatever its handler makes of the error.
+        """
         self.path = path
         self.read_only = read_only
+        self._on_unreadable = on_unreadable
         self._write_options = RocksWriteOptions()
         self._write_options.disable_wal = True  # type: ignore[method-assign, assignment]
         try:
@@ -236,7 +254,7 @@ class Engine:
             text = str(error)
             if "lock hold by current process" in text or "Resource temporarily unavailable" in text:
                 raise StoreInUse(f"the store in {path} is in use by another process: stop it first") from error
-            raise damaged(path, text) from error
+            raise _unreadable(path, text) from error
         self._db_get = self._db.get
         self._property = self._db.property_int_value
         self._holds = False  # compactions
@@ -246,7 +264,7 @@ class Engine:
         try:
             value: bytes | None = self._db_get(row)
         except Exception as error:
-            raise damaged(self.path, error) from error
+            raise self.unreadable(error) from error
         return value
 
     def get_latest(self, key: bytes) -> bytes | None:
@@ -254,8 +272,17 @@ class Engine:
         try:
             kv: bytes | None = self._db_get(b"l" + key)
         except Exception as error:
-            raise damaged(self.path, error) from error
+            raise self.unreadable(error) from error
         return large_kv(self, kv) if kv is not None and kv[0] == LARGE else kv
+
+    def unreadable(self, what: object) -> StoreError:
+        """To be raised by who has read something that cannot be."""
+        if isinstance(what, DbClosedError):  # a straggler, when the member stops
+            return StoreError(f"the store in {self.path} is closed")
+        error = _unreadable(self.path, what)
+        if self._on_unreadable is not None:
+            self._on_unreadable(error)
+        return error
 
     def iterator(self) -> RdictIter:
         """Pinned to this moment, over everything. While it lives, so does the lock of a closed database."""
@@ -271,7 +298,7 @@ class Engine:
         try:
             iterator.status()
         except Exception as error:
-            raise damaged(self.path, error) from error
+            raise self.unreadable(error) from error
 
     def batch(self) -> WriteBatch:
         """An empty one, for `write`."""

@@ -31,7 +31,6 @@ from kvstore.mvcc.engine import (
     StoreError,
     StoreInUse,
     UnknownStoreFormat,
-    damaged,
     open_read_only,
 )
 from kvstore.mvcc.live import load_live
@@ -333,7 +332,7 @@ class MvccStore(EngineReader):
             self.live = load_live(engine)
             self.auth = AuthTable.load(engine)
         except (StructError, DecodeError, UnicodeDecodeError) as error:
-            raise damaged(engine.path, error) from error
+            raise engine.unreadable(error) from error
 
     def _load_seen(self) -> dict[int, tuple[int, int]]:
         rows = self.engine.scan(schema.META_SEEN, schema.META_SEEN[:-1] + b"0").rest()

@@ -24,7 +24,6 @@ from typing import Final
 from kvstore import errors
 from kvstore.errors import Code, KvError
 from kvstore.mvcc import schema
-from kvstore.mvcc.engine import damaged
 from kvstore.mvcc.store import MvccStore
 from kvstore.mvcc.transaction import WriteGroup
 from kvstore.pb import rpc_pb2
@@ -121,7 +120,7 @@ class ClusterTable:
         try:
             return [_decode(row) for _, row in rows]
         except Exception as error:
-            raise damaged(self._store.engine.path, error) from error
+            raise self._store.engine.unreadable(error) from error
 
     def removed(self) -> list[int]:
         """Ids that never come back, in their order."""

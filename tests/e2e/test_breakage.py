@@ -10,10 +10,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 
+from kvstore.pb import history_pb2, history_pb2_grpc, rpc_pb2, rpc_pb2_grpc
 from tests.e2e.cluster import Cluster, Member, clean_environment, wait_for
 from tests.e2e.test_failures import get, put
 
@@ -152,12 +154,48 @@ def test_a_damaged_store(make_cluster: MakeCluster) -> None:
     member.start()
     member.wait_ready()
     assert member.stop() == 0  # flushes: now there is a table file
+    _flip_bits_of_tables(member)
+    assert_start_refused(member, "damaged")
+
+
+@pytest.mark.parametrize("read", ["lone keys", "serializable", "range", "history", "watch"])
+def test_a_store_that_is_damaged_while_it_is_open_ends_the_member(make_cluster: MakeCluster, read: str) -> None:
+    cluster = make_cluster(1)
+    member = stopped_with_data(cluster, 200)  # more than are read without a pause, and in several blocks
+    member.start()
+    member.wait_ready()
+    assert member.stop() == 0
+    member.start()
+    member.wait_ready()
+    _flip_bits_of_tables(member)
+    with pytest.raises(grpc.RpcError) as error:
+        _read_all(cluster, read)
+    assert error.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert_refused(member, "this member cannot go on", "is damaged", "move its data directory away")
+
+
+def _read_all(cluster: Cluster, read: str) -> None:
+    [member] = cluster.members
+    prefix: dict[str, Any] = {"key": b"key", "range_end": b"kez"}
+    if read == "range":
+        cluster.kv().Range(rpc_pb2.RangeRequest(**prefix), timeout=10)
+    elif read == "history":
+        list(history_pb2_grpc.HistoryStub(member.channel).Read(history_pb2.ReadHistoryRequest(**prefix), timeout=10))
+    elif read == "watch":
+        create = rpc_pb2.WatchRequest(create_request=rpc_pb2.WatchCreateRequest(start_revision=2, **prefix))
+        list(rpc_pb2_grpc.WatchStub(member.channel).Watch(iter([create]), timeout=10))
+    else:
+        for number in range(200):
+            assert get(cluster, f"key{number}".encode(), serializable=read == "serializable") == VALUE
+
+
+def _flip_bits_of_tables(member: Member) -> None:
     for table in member.data_dir.glob("state-*/*.sst"):
         content = bytearray(table.read_bytes())
         for at in range(0, len(content), 16):
             content[at] ^= 0xFF
-        table.write_bytes(content)
-    assert_start_refused(member, "damaged")
+        with table.open("r+b") as file:  # the same file, which may be open
+            file.write(content)
 
 
 def test_a_torn_tail_is_no_damage(make_cluster: MakeCluster) -> None:

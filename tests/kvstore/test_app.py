@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from kvstore.app import explain
-from kvstore.mvcc.engine import Engine, StoreError, damaged
+from kvstore.mvcc.engine import Engine, StoreDamaged, StoreError, damaged
 from raft.errors import StorageError
 from raft.storage.segment import damaged as damaged_log
 
@@ -37,6 +37,35 @@ def test_what_a_failing_store_says(tmp_path: Path) -> None:
         engine.checkpoint(tmp_path / "absent" / "checkpoint")
     engine.close()
     assert "free or replace the disk, then restart" in explain(error.value)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "advice"),
+    [
+        ("IO error: While pread offset 20375 len 2057: /data/7.sst: Input/output error", StoreError, "see to the disk"),
+        ("IO error: While opendir: /data: Permission denied", StoreError, "see to the disk"),
+        ("IO error: No such file or directory: /data/7.sst", StoreDamaged, "move its data directory away"),
+        ("Corruption: block checksum mismatch in /data/7.sst", StoreDamaged, "move its data directory away"),
+    ],
+)
+def test_only_what_is_damaged_is_to_be_moved_away(tmp_path: Path, error: str, kind: type, advice: str) -> None:
+    told: list[StoreError] = []
+    engine = Engine(tmp_path / "store", on_unreadable=told.append)
+    found = engine.unreadable(error)
+    engine.close()
+    assert type(found) is kind
+    assert told == [found]
+    assert error in explain(found)
+    assert advice in explain(found)
+
+
+def test_who_reads_a_closed_store_is_late_and_nothing_is_damaged(tmp_path: Path) -> None:
+    told: list[StoreError] = []
+    engine = Engine(tmp_path / "store", on_unreadable=told.append)
+    engine.close()
+    with pytest.raises(StoreError, match="is closed"):
+        engine.get(b"row")
+    assert not told
 
 
 def test_other_errors_are_told_as_they_are() -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from struct import Struct
 from typing import Any, Final, TypeAlias, final
 
-from kvstore.mvcc.engine import LARGE, Scan, StoreInUse, large_kv
+from kvstore.mvcc.engine import LARGE, Scan, StoreError, StoreInUse, damaged, large_kv
 from kvstore.mvcc.slices import Budget, in_thread
 from raft.testing.sim.rng import SimRng
 from tests.sim.member.loop import Process
@@ -199,6 +199,9 @@ class MemoryEngine:
 
     def check(self, iterator: object) -> None:
         pass
+
+    def unreadable(self, what: object) -> StoreError:
+        return damaged(self.path, what)
 
     def batch(self) -> MemoryBatch:
         return MemoryBatch()
