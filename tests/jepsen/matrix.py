@@ -21,6 +21,7 @@ import shutil
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import count
@@ -101,6 +102,12 @@ def next_pair(workloads: Sequence[str], nemeses: Sequence[str], done: Collection
             choice = [nemesis for nemesis in nemeses if free((workload, nemesis))]
             return workload, min(choice, key=lambda nemesis: uses(1, nemesis))
     return None
+
+
+def least_tried(nemeses: Sequence[str], kept: dict[str, list[Cell]], at: str) -> list[str]:
+    """What has passed least often at other commits comes first: a violation that is found late costs most."""
+    passed = Counter(cell.nemesis for one, cells in kept.items() if one != at for cell in cells if not cell.failed)
+    return sorted(nemeses, key=lambda nemesis: passed[nemesis])
 
 
 def load() -> dict[str, list[Cell]]:
@@ -264,8 +271,8 @@ class Matrix:
     def __init__(self, given: argparse.Namespace, backend: str, nemeses: Sequence[str]) -> None:
         self.given = given
         self.backend = backend
-        self.nemeses = nemeses
         self.at = commit()
+        self.nemeses = least_tried(nemeses, load(), self.at)
         self.lost: list[Job] = []  # runs of the harness that failed, since the last that did not
         self.lacking: list[Job] = []  # all of them
 

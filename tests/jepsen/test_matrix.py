@@ -15,6 +15,7 @@ from tests.jepsen.matrix import (
     Pair,
     document,
     expected_seconds,
+    least_tried,
     next_pair,
     parse,
     plan,
@@ -63,6 +64,16 @@ def test_the_plan_ends_with_everything_at_random_and_goes_on_where_it_was() -> N
     assert sum(job.seconds for job in random) >= given.random_minutes * 60
     for done in (3, len(whole) - 2, len(whole)):
         assert list(plan(given, ["x", "y", "z"], whole[:done])) == whole[done:]
+
+
+def test_what_has_passed_least_often_comes_first() -> None:
+    """And what has passed at this commit does not change the order: it goes on where it was."""
+    job = Job("register", "x", 1, 90.0)
+    failed = cell(job._replace(nemesis="z"))
+    failed.failed.append("logs: FAIL")
+    kept = {"before": [cell(job), cell(job), cell(job._replace(nemesis="y")), failed], "now": [cell(job)]}
+    for at in ("now", "tomorrow"):
+        assert least_tried(["x", "y", "z", "new"], kept, at) == ["z", "new", "y", "x"]
 
 
 def test_a_random_run_that_the_harness_lost_is_made_good_by_another_seed() -> None:
