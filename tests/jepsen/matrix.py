@@ -239,13 +239,14 @@ def document(kept: dict[str, list[Cell]]) -> str:
         seeds = ", ".join(map(str, sorted({cell.seed for cell in cells if cell.nemesis != EVERYTHING})))
         where = f"five members, backend {backends}, seed {seeds} where no other is told"
         lines += [f"Commit {at}, {where}:", "", *workload_table(cells), ""]
-        lines += [
+        failed = [
             f"- {cell.workload}, {cell.nemesis}, seed {cell.seed}: {', '.join(cell.failed)}"
             for cell in cells
             if cell.failed
         ]
+        lines += [*failed, ""] if failed else []
     everything = [cell for cells in kept.values() for cell in cells]
-    lines += ["", "Seconds without an acknowledged write, by kind of fault, all commits together:", ""]
+    lines += ["Seconds without an acknowledged write, by kind of fault, all commits together:", ""]
     return "\n".join([*lines, *fault_table(everything)])
 
 

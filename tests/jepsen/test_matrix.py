@@ -97,5 +97,5 @@ def test_a_violation_is_told() -> None:
     text = document({"abc": [good, bad]})
     assert "| `register` | 1 | 1 | 2 | 2 | 10 | 0 |" in text
     assert "| `set`, everything at random, seed 7 | all | 1 | 5 | 1 | 7 | 1 |" in text
-    assert "- set, all, seed 7: set: FAIL" in text
+    assert "\n\n- set, all, seed 7: set: FAIL\n\n" in text
     assert "| `kill-one` | register set | 3 | 1.5 | 4.0 | 4.0 |" in text
