@@ -99,12 +99,12 @@ async def play(who: dict[str, Caller]) -> None:
     # Who waits does so in his own name as well.
     ann, bob = who["ann"], who["bob"]
     held = await ann.say("ann locks", ann.lock.Lock(LockRequest(name=b"a/y", lease=2)))
-    waiting = asyncio.ensure_future(bob.say("bob locks", bob.lock.Lock(LockRequest(name=b"a/y", lease=3))))
+    waiting = bob.lock.Lock(LockRequest(name=b"a/y", lease=3))  # is sent now; what it says, after who lets go
     async with asyncio.timeout(PATIENCE):
         while not (await ann.kv.Range(pb.RangeRequest(key=b"a/y/3"))).count:
             await asyncio.sleep(0.01)
     await ann.say("ann unlocks", ann.lock.Unlock(UnlockRequest(key=held.key)))
-    await waiting
+    await bob.say("bob locks", waiting)
 
 
 async def told(target: str, own: Certificates, pairs: dict[str, Pair]) -> list[str]:
