@@ -31,7 +31,6 @@ from tests.jepsen.observer import Observer, Span
 from tests.jepsen.probe import missing, probe
 from tests.jepsen.record import Call, Writer, calls, read
 from tests.jepsen.report import by_class, commit, operations, unavailability, write
-from tests.jepsen.workloads import WORKLOADS
 
 WORKER_SECONDS_MAX = 90.0  # of the last reads
 RECOVERY_SECONDS = 2.0  # after the last fault, as the others have until the next one
@@ -295,7 +294,7 @@ class Run:
         options = self.options
         for member in system.cluster.members:
             member.wait_ready()
-        enough = int(options.rate * options.seconds * WORKLOADS[options.workload].done_share / 20)
+        enough = int(options.rate * options.seconds / 20)
         cluster = system.cluster if options.server == "kvstore" else None  # what etcd holds is not asked
         for verdict in judge(options.workload, self.calls, self.lines, cluster, enough):
             self._add(verdict)

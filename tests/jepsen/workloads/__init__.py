@@ -1,5 +1,7 @@
 """What clients do, a file for each workload; base.py has what they share."""
 
+from collections.abc import Callable
+
 from tests.jepsen.workloads.append import Append
 from tests.jepsen.workloads.base import Workload
 from tests.jepsen.workloads.counter import Counter
@@ -11,7 +13,7 @@ from tests.jepsen.workloads.register import Register
 from tests.jepsen.workloads.set import Set
 from tests.jepsen.workloads.watch import Watch
 
-WORKLOADS: dict[str, type[Workload]] = {
+WORKLOADS: dict[str, Callable[[], Workload]] = {
     "register": Register,
     "append": Append,
     "set": Set,

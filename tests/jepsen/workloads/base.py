@@ -114,7 +114,6 @@ class Workload:
 
     prefix = ""
     patient = 1  # logical clients in the place of one: more, where they wait more than they ask
-    done_share = 1.0  # of the operations that others get done in the same time, where nothing is broken
 
     def __init__(self) -> None:
         self.begun = 0

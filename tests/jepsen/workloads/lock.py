@@ -33,7 +33,6 @@ SECOND = 10**9
 
 class Lock(Workload):
     patient = 2
-    done_share = 1 / 6  # a lock is held, and waited for
 
     def __init__(self) -> None:
         super().__init__()
