@@ -26,7 +26,7 @@ from tests.jepsen.workloads.base import Client, NotDone, Workload
 
 TTL_SECONDS = 2
 WAIT_SECONDS = 6.0  # for a lock
-LOCKS = 3
+LOCKS = 10  # three clients to each: they queue, and what one has lost by a fault does not keep all others waiting
 SLEEPY = 0.2  # of the holders that call the service: they stand still for longer than their lease
 SECOND = 10**9
 
