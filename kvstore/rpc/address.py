@@ -1,4 +1,4 @@
-"""From URL to address, and whether one can listen there."""
+"""From URL to address, and listening there."""
 
 import asyncio
 import errno
@@ -7,6 +7,12 @@ from typing import Final
 from urllib.parse import urlsplit
 
 NOT_HERE: Final = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)  # an address that this machine does not have
+
+# A peer that went while its last packets were lost is given up about so soon, whether it is owed anything (gRFC A18 has
+# these 20 s) or not. By itself the kernel would try for 15 minutes, or for ever; our pings are hours apart, as etcd's.
+ABSENT_MS: Final = 20_000  # what it does not acknowledge for so long, it will not
+IDLE_SECONDS: Final = 10  # of silence, then the kernel asks ...
+PROBE_SECONDS: Final = 3  # ... and asks again: four lost packets in a row end an idle connection, not one
 
 
 def host_port(target: str) -> str:
@@ -79,8 +85,21 @@ def _bound(family: int, kind: int, protocol: int, address: tuple[str | int, ...]
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        _give_up_the_absent(listening)
         listening.bind(address)
     except OSError:
         listening.close()
         raise
     return listening
+
+
+def _give_up_the_absent(listening: socket.socket) -> None:
+    """Every connection that it accepts has these from it."""
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in (
+        ("TCP_KEEPIDLE", IDLE_SECONDS),
+        ("TCP_KEEPINTVL", PROBE_SECONDS),
+        ("TCP_USER_TIMEOUT", ABSENT_MS),  # Linux's; it also takes the place of a count of probes
+    ):
+        if hasattr(socket, option):
+            listening.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from kvstore.rpc import make_server
-from kvstore.rpc.address import can_listen, listen
+from kvstore.rpc.address import ABSENT_MS, IDLE_SECONDS, PROBE_SECONDS, can_listen, listen
 from kvstore.rpc.http1 import Http1Handover, Http1Listener
 
 HERE, ALSO_HERE, ELSEWHERE = "127.0.0.1", "127.0.0.2", "2001:db8::1"  # the last is nobody's: RFC 3849
@@ -69,3 +69,15 @@ async def test_listeners_do_so(localhost: Any, kind: str) -> None:
         await listener.stop(0)
     else:
         listener.close()
+
+
+def test_the_kernel_gives_up_an_absent_peer() -> None:
+    """What is accepted has it from its listener. That a member does so is seen in tests/jepsen/test_vanished.py."""
+    [listening] = listen(f"{HERE}:0")
+    with listening, socket.create_connection(listening.getsockname()), listening.accept()[0] as accepted:
+        assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        found = [
+            accepted.getsockopt(socket.IPPROTO_TCP, option)
+            for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_USER_TIMEOUT)
+        ]
+        assert found == [IDLE_SECONDS, PROBE_SECONDS, ABSENT_MS]
