@@ -10,9 +10,8 @@ from tests.e2e.cluster import Member, wait_for
 from tests.jepsen.checkers.resources import use_of
 from tests.jepsen.network import Network
 from tests.jepsen.run import make_system
+from tests.kvstore.rpc.raw import PING, PREFACE, SETTINGS, frame
 
-SETTINGS = b"\0\0\0\4\0\0\0\0\0"  # of HTTP/2, with nothing in it
-PING = b"\0\0\10\6\0\0\0\0\0" + bytes(8)
 GIVEN_UP_SECONDS = 60.0  # a member needs some 20; without a probe the kernel gives up after 15 minutes, or never
 
 
@@ -21,7 +20,7 @@ def connected(network: Network, member: Member) -> socket.socket:
 
     def connect() -> socket.socket:
         client = socket.create_connection((network.address[member.name], member.client_port), 5.0)
-        client.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + SETTINGS)
+        client.sendall(PREFACE + frame(SETTINGS))
         assert client.recv(4096)
         return client
 
@@ -41,7 +40,7 @@ def test_a_vanished_client_is_given_up(netns: dict[str, str], tmp_path: Path, ow
         wait_for(lambda: use_of(member).sockets > before, "the client's connection")
         if owed:
             network.cut({("m1", "clients")})
-            client.sendall(PING)
+            client.sendall(frame(PING, payload=bytes(8)))
         network.cut({("m1", "clients"), ("clients", "m1")})
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset, said once
         client.close()
